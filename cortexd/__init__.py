@@ -1,0 +1,1 @@
+"""The gateway daemon: one API over a fleet of nodes."""

@@ -1,0 +1,1 @@
+"""cortexctl: the operator's hands. Never imports torch, transformers or numpy."""

@@ -1,0 +1,1 @@
+"""The node daemon: one per GPU host, one device process per GPU."""

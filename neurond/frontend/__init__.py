@@ -1,0 +1,1 @@
+"""The HTTP front end of a node: Falcon under gunicorn, M workers."""
