@@ -1,0 +1,61 @@
+"""What every test shares: a session that leaves nothing behind.
+
+Every process started by a test inherits CORTEX_TEST_SESSION; when the session ends, none
+may live, and /dev/shm must be as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from pathlib import Path
+
+import pytest
+
+SESSION = os.environ.setdefault("CORTEX_TEST_SESSION", secrets.token_hex(8))
+_SHM_BEFORE = set(os.listdir("/dev/shm"))
+_GRACE_S = 5.0
+
+
+def _session_processes() -> list[str]:
+    """Title of every other process that carries this session's mark."""
+    mark = f"CORTEX_TEST_SESSION={SESSION}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                title = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                found.append(f"{entry.name} {title.decode(errors='replace')}")
+        except OSError:
+            continue  # it ended, or is a zombie whose parent is about to reap it
+    return found
+
+
+def _until_gone(deadline_s: float) -> list[str]:
+    end = time.monotonic() + deadline_s
+    while (left := _session_processes()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return left
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the whole run when a process or a shared-memory name is left."""
+    if hasattr(session.config, "workerinput"):
+        return
+    left = _until_gone(_GRACE_S)
+    names = set(os.listdir("/dev/shm")) - _SHM_BEFORE
+    if left or names:
+        print("\nleft behind:", *left, *sorted(names), sep="\n  ")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """GPU tests skip where there is no GPU device node."""
+    if Path("/dev/nvidiactl").exists():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this host"))
