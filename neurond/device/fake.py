@@ -1,0 +1,234 @@
+"""The backend without torch: scripted tokens, scripted faults, the real protocol.
+
+Device process. It ships with the product, so that a whole node, faults included, runs
+where there is no GPU and no model. Everything is deterministic; time passes only where
+an option says so.
+
+Options of a load: step_ms, prefill_ms, load_ms, load_fail (true or an error code),
+tokens ("echo" | "count" | [ids]), fault {"kind", "at_step"}, memory_bytes (what the
+model holds), free_after_ms (how late its bytes come back). See `fakescript` for what a
+request can ask for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ipc.errors import TABLE, error_for
+from ipc.messages import Load, LoadProgress
+from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Work
+from neurond.device.fakescript import IM_END, VOCAB_SIZE, Script, script_for
+from neurond.device.sequence import Sequence as Running
+from neurond.device.verdict import nan_error
+
+_DEFAULT_MEMORY_BYTES = 8 << 30
+_DEFAULT_MODEL_BYTES = 64 << 20
+_SLICE_S = 0.02
+_DEVICE_SIDE_ASSERT = 710
+
+
+class AcceleratorError(RuntimeError):
+    """Bears torch's name and attribute, as the classifier goes by those."""
+
+    def __init__(self, message: str, error_code: int) -> None:
+        super().__init__(message)
+        self.error_code = error_code
+
+
+class OutOfMemoryError(RuntimeError):
+    """Bears torch's name."""
+
+
+class _FakeModel:
+    """Body of a resident fake: its options and how many steps it has taken."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+        self.num_steps = 0
+        told = options.get("fault") or {}
+        self.fault = str(told.get("kind", ""))
+        self.fault_at_step = int(told.get("at_step", 0))
+
+
+class FakeBackend:
+    name = "fake"
+    max_rows = 256
+
+    def __init__(
+        self, memory_bytes: int = 0, *, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._total_bytes = memory_bytes or _DEFAULT_MEMORY_BYTES
+        self._resident: dict[str, int] = {}
+        self._returning: list[tuple[float, int]] = []
+        self._poisoned = False
+        self._sleep = sleep
+
+    def open(self) -> Memory:
+        return self.memory()
+
+    def memory(self) -> Memory:
+        now_s = time.monotonic()
+        self._returning = [item for item in self._returning if item[0] > now_s]
+        held = sum(self._resident.values()) + sum(b for _, b in self._returning)
+        return Memory(self._total_bytes, self._total_bytes - held)
+
+    def load(self, spec: Load) -> LoadSteps:
+        context = _context(spec)
+        size_bytes = int(spec.options.get("memory_bytes", _DEFAULT_MODEL_BYTES))
+        if size_bytes > self.memory().free_bytes:
+            raise error_for("insufficient_vram", f"{size_bytes} bytes don't fit")
+        num_slices = max(1, round(spec.options.get("load_ms", 0) / 1e3 / _SLICE_S))
+        for index in range(num_slices):
+            if spec.options.get("load_ms"):
+                self._sleep(_SLICE_S)
+            done = size_bytes * (index + 1) // num_slices
+            yield LoadProgress(spec.model, "weights", done, size_bytes)
+        _fail_if_told(spec.options.get("load_fail"))
+        self._resident[spec.model] = size_bytes
+        return _resident(spec, context, size_bytes)
+
+    def unload(self, model: Resident) -> None:
+        size_bytes = self._resident.pop(model.name)
+        late_s = model.body.options.get("free_after_ms", 0) / 1e3
+        if late_s:
+            self._returning.append((time.monotonic() + late_s, size_bytes))
+
+    def forward(self, works: Sequence[Work]) -> list[Outcome]:
+        scripts = [_script(work.sequence) for work in works]
+        self._pass_time(works, scripts)
+        self._fire_model_fault(works[0].sequence.model.body)
+        return [self._row(w, s) for w, s in zip(works, scripts, strict=True)]
+
+    def release(self, sequence: Running) -> None:
+        sequence.cache = None
+
+    def probe(self) -> None:
+        if self._poisoned:
+            _raise_device_assert()
+
+    def _pass_time(self, works: Sequence[Work], scripts: Sequence[Script]) -> None:
+        prefill = works[0].sequence.num_pending > 1
+        durations = [s.prefill_ms if prefill else s.step_ms for s in scripts]
+        if max(durations) > 0:
+            self._sleep(max(durations) / 1e3)
+
+    def _fire_model_fault(self, model: _FakeModel) -> None:
+        model.num_steps += 1
+        if model.fault and model.num_steps == model.fault_at_step:
+            self._fire(model.fault)
+
+    def _row(self, work: Work, script: Script) -> Outcome:
+        if not work.draws:
+            return None
+        sequence = work.sequence
+        index = sequence.num_emitted
+        fault = script.fault_now(index, sequence.submit.attempt)
+        if fault == "nan":
+            return nan_error()
+        if fault:
+            self._fire(fault)
+        token = script.token(index)
+        return ord(".") if token in sequence.banned_ids else token
+
+    def _fire(self, kind: str) -> None:
+        if kind == "device_assert":
+            self._poisoned = True
+        _FAULTS[kind]()
+
+
+def _script(sequence: Running) -> Script:
+    """Kept where a real backend keeps its cache."""
+    if sequence.cache is None:
+        submit = sequence.submit
+        prompt = submit.ids[: submit.num_prompt]
+        options = sequence.model.body.options
+        sequence.cache = script_for(prompt, options, submit.max_tokens)
+    script: Script = sequence.cache
+    return script
+
+
+def _context(spec: Load) -> int:
+    try:
+        config = json.loads((Path(spec.folder) / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise error_for("load_failed", "config.json can't be read") from error
+    if config.get("model_type") != "fake":
+        raise error_for("load_failed", "a fake device loads fake models only")
+    longest = int(config["max_position_embeddings"])
+    return min(spec.context, longest) if spec.context else longest
+
+
+def _resident(spec: Load, context: int, size_bytes: int) -> Resident:
+    info = {
+        "architecture": "fake",
+        "dtype": "none",
+        "quant": "none",
+        "num_parameters": 0,
+        "vocab_size": VOCAB_SIZE,
+        "has_vision": False,
+    }
+    return Resident(
+        name=spec.model,
+        context=context,
+        vocab_size=VOCAB_SIZE,
+        eos_ids=frozenset({IM_END}),
+        resident_bytes=size_bytes,
+        info=info,
+        body=_FakeModel(spec.options),
+    )
+
+
+def _fail_if_told(told: Any) -> None:
+    if told:
+        code = told if told in TABLE else "load_failed"
+        raise error_for(code, "this load was told to fail")
+
+
+def _raise_device_assert() -> NoReturn:
+    text = "CUDA error: device-side assert triggered"
+    raise AcceleratorError(text, _DEVICE_SIDE_ASSERT)
+
+
+def _raise_host_error() -> NoReturn:
+    raise LookupError("no such handle")
+
+
+def _raise_shape() -> NoReturn:
+    raise RuntimeError(
+        "The size of tensor a (3960) must match the size of tensor b (2304) at "
+        "non-singleton dimension 1"
+    )
+
+
+def _raise_nan() -> NoReturn:
+    raise nan_error()
+
+
+def _raise_oom() -> NoReturn:
+    raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def _hang() -> NoReturn:
+    while True:
+        time.sleep(3600)
+
+
+_FAULTS: dict[str, Callable[[], object]] = {
+    "exit111": lambda: os._exit(111),
+    "sigkill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "segv": lambda: ctypes.string_at(0),
+    "abort": os.abort,
+    "hang": _hang,
+    "nan": _raise_nan,
+    "host_error": _raise_host_error,
+    "device_assert": _raise_device_assert,
+    "shape": _raise_shape,
+    "oom": _raise_oom,
+}
