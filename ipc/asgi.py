@@ -1,0 +1,174 @@
+"""One HTTP worker: gunicorn's native ASGI worker with the limits it lacks.
+
+Runs in a front-end worker process, forked by the arbiter of ipc.frontend. Added here:
+
+    no byte yet, or idle after an answer    closed after keep_alive_s
+    header block begun, not ended           408 after header_deadline_s, from the first
+                                            byte on, however often a byte arrives
+    header block over 64 KiB, 100 fields    431;  long request line: 414 (gunicorn's)
+    more connections than max_connections   503
+    SIGTERM                                 idle connections close at once, requests
+                                            in flight have graceful_timeout_s
+
+Invariant: every connection has a timer running, or a request being served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from http import HTTPStatus
+from typing import Any
+
+from gunicorn.arbiter import Arbiter
+from gunicorn.asgi.lifespan import LifespanManager
+from gunicorn.asgi.protocol import ASGIProtocol
+from gunicorn.workers.gasgi import ASGIWorker
+
+_MAX_HEADER_BLOCK_BYTES = 64 << 10
+_HEARTBEAT_S = 1.0
+
+
+class HttpProtocol(ASGIProtocol):  # type: ignore[misc]
+    """One connection. The names with an underscore are gunicorn's own."""
+
+    def __init__(self, worker: HttpWorker) -> None:
+        super().__init__(worker)
+        self._limits = worker.app.settings
+        self._keepalive = self._limits.keep_alive_s  # gunicorn's takes whole seconds
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._header_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self.worker.connections.add(self)
+        self._arm_keepalive_timer()
+        if len(self.worker.connections) > self._limits.max_connections:
+            self._refuse(503, "too many connections")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.worker.connections.discard(self)
+        self._stop_header_timer()
+        super().connection_lost(exc)
+
+    def close_if_idle(self) -> None:
+        """For a drain: nobody waits for an answer on this connection."""
+        if self._current_request is None and not self._finishing_calls:
+            self._keepalive_timeout()
+
+    def _feed_callback_parser(self, data: bytes) -> bool:
+        """Also called with what was pipelined behind the request before."""
+        is_open: bool = super()._feed_callback_parser(data)
+        if is_open and self._current_request is None:
+            self._await_rest_of_header(len(data))
+        return is_open
+
+    def _await_rest_of_header(self, num_bytes: int) -> None:
+        self._cancel_keepalive_timer()
+        self._header_bytes += num_bytes
+        if self._header_bytes > _MAX_HEADER_BLOCK_BYTES:
+            self._refuse(431, "the header block is too large")
+        elif self._header_timer is None:
+            self._header_timer = self.worker.loop.call_later(
+                self._limits.header_deadline_s, self._header_expired
+            )
+
+    def _on_headers_complete(self) -> Any:
+        self._stop_header_timer()
+        return super()._on_headers_complete()
+
+    def _arm_keepalive_timer(self) -> None:
+        if self._header_timer is None:
+            super()._arm_keepalive_timer()
+
+    def _stop_header_timer(self) -> None:
+        self._header_bytes = 0
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _header_expired(self) -> None:
+        self._refuse(408, "the request header did not arrive in time")
+
+    def _refuse(self, status: int, message: str) -> None:
+        self._send_error_response(status, message)
+        self._keepalive_timeout()  # closes, and wakes the loop that awaits a request
+
+    def _send_error_response(
+        self, status: int, message: str, extra_headers: tuple[Any, ...] = ()
+    ) -> None:
+        """As gunicorn's, with a body that clients of the API can read."""
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        code = "internal_error" if status == 500 else kind
+        error = {"message": message, "type": kind, "param": None, "code": code}
+        body = json.dumps({"error": error}).encode()
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+            *([("retry-after", "1")] if status == 503 else []),
+            *extra_headers,
+        ]
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in headers]
+        self._safe_write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+
+
+class HttpWorker(ASGIWorker):  # type: ignore[misc]
+    """One worker process: serves until SIGTERM, then drains."""
+
+    number = 0
+    """1..N, the same again for a replacement."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.connections: set[HttpProtocol] = set()
+        self._stopping = asyncio.Event()
+
+    def init_signals(self) -> None:
+        """A terminal's SIGINT and SIGHUP reach everybody; our orders are SIGTERM."""
+        super().init_signals()
+        self.loop.remove_signal_handler(signal.SIGINT)
+        for ignored in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(ignored, signal.SIG_IGN)
+
+    def handle_exit_signal(self) -> None:
+        super().handle_exit_signal()
+        self._stopping.set()
+
+    def handle_quit_signal(self) -> None:
+        super().handle_quit_signal()
+        self._stopping.set()
+
+    async def _serve(self) -> None:
+        """Instead of gunicorn's: our protocol, full backlog, no second to notice."""
+        await self._start_app()
+        for listener in self.sockets:
+            server = await self.loop.create_server(
+                lambda: HttpProtocol(self), sock=listener.sock, backlog=self.cfg.backlog
+            )
+            self.servers.append(server)
+        while self.alive and os.getppid() == self.ppid:
+            self.notify()
+            try:
+                await asyncio.wait_for(self._stopping.wait(), _HEARTBEAT_S)
+            except TimeoutError:
+                continue
+        await self._shutdown()
+
+    async def _start_app(self) -> None:
+        self.lifespan = LifespanManager(self.asgi, self.log, self.state)
+        try:
+            await self.lifespan.startup()
+        except RuntimeError as error:
+            self.log.error("start-up failed: %s", error)
+            raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from error
+
+    async def _shutdown(self) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.connections):
+            connection.close_if_idle()
+        await super()._shutdown()
