@@ -1,32 +1,26 @@
 """What travels on rings and on device links: one frozen dataclass per message kind.
 
 Used by every process of a node. On the wire a message is a msgpack list
-`[kind, field, field, …]` in the order of the class's fields, tuples as lists, ext types
-refused. Positions are the protocol: append fields at the end, never reorder.
+`[kind, field, field, …]` in the order of the class's fields (`codec`). Positions are
+the protocol: append fields with defaults at the end, never reorder.
 
 Ring, down (front end → device): Submit, Cancel
 Ring, up   (device → front end): Accepted, Progress, Tokens, Finished, Failed, SlabsFree
-Link, down (supervisor → device): Attach (+ fds), Detach, Load, Unload, Stop
+Link, down (supervisor → device): Attach (+ fds), Detach, Load, Unload, Stop, Convert
 Link, up   (device → supervisor): Hello, LoadProgress, Loaded, LoadFailed, Unloaded,
-                                  Fault
+                                  Fault, Converted
 
-Invariant: `decode(encode(m)) == m`; anything else raises MessageError, never a builtin
-error, so that a peer's nonsense can't be mistaken for a bug of ours.
+Invariant: `decode(encode(m)) == m`; anything else raises MessageError.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Any, ClassVar, get_args
 
-import msgpack
-
-MAX_MESSAGE_BYTES = 16 << 20
-"""A record above this is refused on both sides."""
-
-
-class MessageError(Exception):
-    """The bytes are no message of ours."""
+from ipc.codec import MAX_MESSAGE_BYTES as MAX_MESSAGE_BYTES
+from ipc.codec import Codec
+from ipc.codec import MessageError as MessageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +78,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Admitted; `position` in the queue (0 = running), `cached` prompt tokens reused."""
+    """Admitted; `position` in the queue (0 = running), `cached` prompt tokens."""
 
     kind: ClassVar[int] = 16
     id: int
@@ -151,7 +145,7 @@ class SlabsFree:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """A worker's ring pair; fds ride along: down ring, up ring, down bell, up bell."""
+    """A worker's ring pair; the five fds of `channel.PairFds` ride along."""
 
     kind: ClassVar[int] = 32
     worker: int
@@ -169,11 +163,7 @@ class Detach:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Make a model resident.
-
-    `folder` holds config.json, tokenizer and safetensors. `context` is the window to
-    serve; 0 = the model's own.
-    """
+    """`folder` holds config.json, tokenizer and safetensors; `context` 0 = its own."""
 
     kind: ClassVar[int] = 34
     model: str
@@ -291,128 +281,16 @@ LinkDown = Attach | Detach | Load | Unload | Stop | Convert
 LinkUp = Hello | LoadProgress | Loaded | LoadFailed | Unloaded | Fault | Converted
 Message = RingDown | RingUp | LinkDown | LinkUp
 
-_KINDS: dict[int, type[Any]] = {
-    cls.kind: cls
-    for group in (RingDown, RingUp, LinkDown, LinkUp)
-    for cls in get_args(group)
-}
-_SCALARS: dict[Any, tuple[type, ...]] = {
-    int: (int,),
-    float: (float, int),
-    str: (str,),
-    bool: (bool,),
-}
+_GROUPS = (RingDown, RingUp, LinkDown, LinkUp)
+_CODEC = Codec(cls for group in _GROUPS for cls in get_args(group))
 
 
 def encode(message: Message) -> bytes:
     """The message as one msgpack list."""
-    packed: bytes = msgpack.packb([message.kind, *_values(message)])
-    return packed
+    return _CODEC.encode(message)
 
 
 def decode(record: bytes | memoryview) -> Message:
     """Inverse of `encode`. Raises MessageError."""
-    wire = _unpack(record)
-    cls = _KINDS.get(wire[0]) if isinstance(wire[0], int) else None
-    if cls is None:
-        raise MessageError(f"unknown kind {wire[0]!r}")
-    message: Message = _build(cls, wire[1:])
+    message: Message = _CODEC.decode(record)
     return message
-
-
-def _unpack(record: bytes | memoryview) -> list[Any]:
-    if len(record) > MAX_MESSAGE_BYTES:
-        raise MessageError(f"{len(record)} bytes is over {MAX_MESSAGE_BYTES}")
-    try:
-        wire = msgpack.unpackb(record, ext_hook=_refuse_ext)
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise MessageError("not msgpack") from error
-    if not isinstance(wire, list) or not wire:
-        raise MessageError("not a list with a kind")
-    return wire
-
-
-def _refuse_ext(code: int, _data: bytes) -> Any:
-    raise ValueError(f"ext type {code}")
-
-
-def _values(record: Any) -> list[Any]:
-    return [_plain(getattr(record, name)) for name in _NAMES[type(record)]]
-
-
-def _plain(value: Any) -> Any:
-    if type(value) in _NAMES:
-        return _values(value)
-    if type(value) is tuple and value and type(value[0]) in _NAMES:
-        return [_values(item) for item in value]
-    return value
-
-
-def _build(cls: type[Any], wire: list[Any]) -> Any:
-    checks = _CHECKS[cls]
-    if len(wire) > len(checks):
-        wire = wire[: len(checks)]  # a newer peer may have appended fields
-    try:
-        return cls(*[check(value) for check, value in zip(checks, wire, strict=False)])
-    except TypeError as error:
-        raise MessageError(f"{cls.__name__}: {error}") from error
-
-
-def _check_for(hint: Any) -> Any:
-    """A function that takes a wire value to the field's type or raises MessageError."""
-    if is_dataclass(hint):
-        return lambda value: _build(hint, _as_list(value))  # type: ignore[arg-type]
-    if get_origin(hint) is tuple:
-        return _tuple_check(get_args(hint))
-    if get_origin(hint) is list or hint is list:
-        return _as_list
-    if get_origin(hint) is dict or hint is dict:
-        return lambda value: _scalar(value, (dict,))
-    allowed = _SCALARS[hint]
-    return lambda value: _scalar(value, allowed)
-
-
-def _tuple_check(args: tuple[Any, ...]) -> Any:
-    if args[-1] is not Ellipsis:
-        checks = [_check_for(arg) for arg in args]
-        return lambda value: _fixed(value, checks)
-    if args[0] is int:
-        return _ints  # token ids: the hot path
-    item = _check_for(args[0])
-    return lambda value: tuple([item(entry) for entry in _as_list(value)])
-
-
-def _fixed(value: Any, checks: list[Any]) -> tuple[Any, ...]:
-    entries = _as_list(value)
-    if len(entries) != len(checks):
-        raise MessageError(f"{len(entries)} entries, expected {len(checks)}")
-    return tuple([check(e) for check, e in zip(checks, entries, strict=True)])
-
-
-def _ints(value: Any) -> tuple[int, ...]:
-    entries = _as_list(value)
-    if not all(type(entry) is int for entry in entries):
-        raise MessageError("expected integers")
-    return tuple(entries)
-
-
-def _as_list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise MessageError(f"expected a list, got {type(value).__name__}")
-    return value
-
-
-def _scalar(value: Any, allowed: tuple[type, ...]) -> Any:
-    if type(value) not in allowed:
-        raise MessageError(f"expected {allowed[0].__name__}, got {value!r:.40}")
-    return value
-
-
-_RECORDS = (*_KINDS.values(), Sampling, TokenRow)
-_NAMES: dict[type[Any], tuple[str, ...]] = {
-    cls: tuple(f.name for f in fields(cls)) for cls in _RECORDS
-}
-_CHECKS: dict[type[Any], list[Any]] = {}
-for _cls in _RECORDS:
-    _hints = get_type_hints(_cls)
-    _CHECKS[_cls] = [_check_for(_hints[name]) for name in _NAMES[_cls]]
