@@ -19,27 +19,24 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
 from typing import get_args
 
-from ipc.bell import Bell, create_bell
+from ipc.bell import Bell
 from ipc.messages import MessageError, RingDown, RingUp, SlabsFree, decode, encode
-from ipc.ring import Consumer, Producer, RingCorrupt, RingFull, create_ring
+from ipc.pair import PairFds as PairFds
+from ipc.pair import create_pair as create_pair
+from ipc.ring import Consumer, Producer, RingCorrupt, RingFull
 from ipc.slabs import (
     SlabReader,
     SlabWriter,
-    create_arena,
     is_envelope,
     pack_envelope,
     unpack_envelope,
 )
 
-CAPACITY_BYTES = 1 << 18
 INLINE_BYTES = 64 << 10
 _BATCH = 64
 """Records that a worker delivers before other tasks of its loop get their turn."""
-_DRAIN = 1 << 16
-"""More records than a ring holds: what is there, and no end for a peer that floods."""
 
 _DOWN = frozenset(get_args(RingDown))
 _UP = frozenset(get_args(RingUp))
@@ -47,46 +44,6 @@ _UP = frozenset(get_args(RingUp))
 
 class ChannelBroken(Exception):
     """The peer broke the protocol: drop that peer, nobody else."""
-
-
-@dataclass(frozen=True, slots=True)
-class PairFds:
-    """The five descriptors of a pair, in the order in which they travel."""
-
-    down_ring: int
-    up_ring: int
-    down_bell: int
-    up_bell: int
-    slabs: int
-
-    def numbers(self) -> tuple[int, ...]:
-        return astuple(self)
-
-    def duplicate(self) -> PairFds:
-        return PairFds(*map(os.dup, self.numbers()))
-
-    def close(self) -> None:
-        for fd in self.numbers():
-            os.close(fd)
-
-
-def create_pair(
-    *, generation: int, capacity_bytes: int = CAPACITY_BYTES, sealed: bool = False
-) -> PairFds:
-    """A new pair. Raises OSError (ENOSPC: /dev/shm is full; EMFILE)."""
-    made: list[int] = []
-    try:
-        for _ in range(2):
-            made.append(
-                create_ring(capacity_bytes, generation=generation, sealed=sealed)
-            )
-        made += [create_bell(), create_bell()]
-        made.append(create_arena(sealed=sealed))
-    except BaseException:
-        for fd in made:
-            os.close(fd)
-        raise
-    return PairFds(*made)
 
 
 class DeviceEnd:
@@ -105,12 +62,14 @@ class DeviceEnd:
             fds.close()
         self._parts = (self._down, self._up, self._slabs, self.bell, self._peer_bell)
         self._parked = False
-        self._read_slabs: list[int] = []
 
     @property
     def used_bytes(self) -> int:
-        """Bytes in the up ring that the worker has not read."""
-        return self._up.used_bytes
+        """Bytes in the up ring that are not read yet. Raises ChannelBroken."""
+        try:
+            return self._up.used_bytes
+        except RingCorrupt as error:
+            raise ChannelBroken(str(error)) from error
 
     @property
     def full_events(self) -> int:
@@ -126,14 +85,18 @@ class DeviceEnd:
                 record = bytes(view)
                 self._down.advance()
                 messages.append(self._decode(record))
-            if self._read_slabs and self.send(SlabsFree(tuple(self._read_slabs))):
-                self._read_slabs.clear()
+            unreleased = self._slabs.unreleased
+            if unreleased and self.send(SlabsFree(tuple(unreleased))):
+                unreleased.clear()
         except (RingCorrupt, MessageError) as error:
             raise ChannelBroken(str(error)) from error
         return messages
 
     def send(self, message: RingUp) -> bool:
-        """False: the ring is full, keep the message. Raises ChannelBroken."""
+        """False: the ring is full, keep the message.
+
+        Raises ChannelBroken; RecordTooLarge for a message over half of the ring.
+        """
         try:
             if self._up.put(encode(message)):
                 self._peer_bell.ring()
@@ -161,7 +124,6 @@ class DeviceEnd:
         if is_envelope(record):
             length, slabs = unpack_envelope(record)
             record = self._slabs.read(length, slabs)
-            self._read_slabs += slabs
         message = decode(record)
         if type(message) not in _DOWN:
             raise MessageError(f"{type(message).__name__} came down")
@@ -222,7 +184,8 @@ class WorkerEnd:
 
     def drain(self) -> None:
         """Deliver everything that the device has published, now."""
-        self._deliver(_DRAIN)
+        # As many as a full ring holds: no end is in sight with a peer that floods.
+        self._deliver(self._up.capacity_bytes // 16)
 
     def close(self) -> None:
         """Deliver no more and unmap. Also right inside `on_message`."""

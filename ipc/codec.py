@@ -27,7 +27,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import msgpack
 
 MAX_MESSAGE_BYTES = 16 << 20
-"""A record above this is refused on both sides."""
+"""A record above this is not decoded."""
 
 _Convert = Callable[[Any], Any]
 _Nested = list[tuple[int, _Convert]]
@@ -55,11 +55,9 @@ class Codec:
         self._kinds = {cls.kind: self._layout(cls) for cls in classes}
 
     def encode(self, message: Any) -> bytes:
-        """The message as one msgpack list. Raises MessageError when it is too large."""
+        """The message as one msgpack list."""
         wire = [message.kind, *self._values(message)]
         record: bytes = msgpack.packb(wire, default=self._values)
-        if len(record) > MAX_MESSAGE_BYTES:
-            raise MessageError(f"{len(record)} bytes is over {MAX_MESSAGE_BYTES}")
         return record
 
     def decode(self, record: bytes | memoryview) -> Any:

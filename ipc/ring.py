@@ -116,7 +116,7 @@ class _End:
             raise RingCorrupt(f"generation {actual}, expected {generation}")
         if capacity != len(self._data) or capacity & (capacity - 1):
             raise RingCorrupt(f"capacity {capacity} in {len(self._data)} bytes")
-        self._capacity = capacity
+        self.capacity_bytes = capacity
         self._checksum = bool(checksum)
         self._head = self._words[_HEAD]
         self._tail = self._words[_TAIL]
@@ -124,8 +124,10 @@ class _End:
         self._settle()
 
     def _check_span(self, head: int, tail: int) -> None:
-        if not 0 <= head - tail <= self._capacity or (head | tail) & 15:
-            raise RingCorrupt(f"head {head}, tail {tail}, capacity {self._capacity}")
+        if not 0 <= head - tail <= self.capacity_bytes or (head | tail) & 15:
+            raise RingCorrupt(
+                f"head {head}, tail {tail}, capacity {self.capacity_bytes}"
+            )
 
     def _settle(self) -> None:
         """The peer's index moved: what it did before that must be visible here."""
@@ -146,7 +148,7 @@ class Producer(_End):
         self, fd: int, *, generation: int, machine: fence.Machine | None = None
     ) -> None:
         super().__init__(fd, generation=generation, machine=machine)
-        self.max_record_bytes = self._capacity // 2 - _FRAME_BYTES
+        self.max_record_bytes = self.capacity_bytes // 2 - _FRAME_BYTES
         self.full_events = 0
         self._rung = 0
 
@@ -157,10 +159,10 @@ class Producer(_End):
             raise RecordTooLarge(f"{length} bytes, at most {self.max_record_bytes}")
         size = (length + 31) & -16
         head = self._head
-        offset = head & (self._capacity - 1)
-        room = self._capacity - offset
+        offset = head & (self.capacity_bytes - 1)
+        room = self.capacity_bytes - offset
         skipped = 0 if size <= room else room
-        if head + skipped + size - self._tail > self._capacity:
+        if head + skipped + size - self._tail > self.capacity_bytes:
             self._make_room(skipped + size)
         if skipped:
             _RECORD.pack_into(self._data, offset, _SKIP, 0, head)
@@ -186,7 +188,7 @@ class Producer(_End):
 
     def _make_room(self, wanted_bytes: int) -> None:
         self._look()
-        if self._head + wanted_bytes - self._tail > self._capacity:
+        if self._head + wanted_bytes - self._tail > self.capacity_bytes:
             self.full_events += 1
             raise RingFull(f"{wanted_bytes} bytes do not fit now")
 
@@ -219,22 +221,23 @@ class Consumer(_End):
         tail = self._tail
         if tail == self._head and not self._look():
             return None
-        offset = tail & (self._capacity - 1)
+        offset = tail & (self.capacity_bytes - 1)
         length, crc, position = _RECORD.unpack_from(self._data, offset)
         if length == _SKIP and position == tail:
-            tail += self._capacity - offset
+            tail += self.capacity_bytes - offset
             offset = 0
             length, crc, position = _RECORD.unpack_from(self._data, 0)
         size = (length + 31) & -16
         if (
             position != tail
             or tail + size > self._head
-            or offset + size > self._capacity
+            or offset + size > self.capacity_bytes
         ):
             raise RingCorrupt(f"record of {length} bytes at {position}, tail {tail}")
         offset += _FRAME_BYTES
         view = self._data[offset : offset + length]
         if self._checksum and zlib.crc32(view) != crc:
+            view.release()
             raise RingCorrupt(f"checksum of the record at {position}")
         self._next = tail + size
         self._view = view

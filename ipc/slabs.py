@@ -95,16 +95,21 @@ class SlabWriter:
 
 
 class SlabReader:
-    """The device's side: copies records out."""
+    """The device's side: copies records out; `unreleased` are owed to the worker."""
 
     def __init__(self, fd: int) -> None:
         self._arena = _map(fd)
+        self.unreleased: list[int] = []
 
     def read(self, length: int, slabs: Sequence[int]) -> bytes:
         """The record that lies in these slabs. Raises RingCorrupt."""
         fits = (len(slabs) - 1) * SLAB_BYTES < length <= len(slabs) * SLAB_BYTES
         if not fits or not all(slab < NUM_SLABS for slab in slabs):
             raise RingCorrupt(f"{length} bytes in slabs {slabs}")
+        owed = [*self.unreleased, *slabs]
+        if len(set(owed)) != len(owed):
+            raise RingCorrupt(f"slabs {slabs} before {self.unreleased} were released")
+        self.unreleased = owed
         starts = [slab * SLAB_BYTES for slab in slabs]
         parts = [self._arena[start : start + SLAB_BYTES] for start in starts]
         return b"".join(parts)[:length]
