@@ -1,0 +1,119 @@
+"""The tokenizer of one model folder: text to ids, and the bytes behind an id.
+
+Front end and gateway; no torch: only the fast-tokenizer class is imported, never
+AutoTokenizer. Nothing of a model repository is executed.
+
+Invariant: `encode` never makes a special token out of text that was marked literal
+(S76), and releases the interpreter while it works (the batch entry point does, `encode`
+of the library does not).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerFast
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+_ANCHOR = "a"
+
+
+class Segment(NamedTuple):
+    """A stretch of a prompt. In a literal one special tokens are plain text."""
+
+    text: str
+    literal: bool
+
+
+class Tokenizer:
+    """What serving needs of a tokenizer; implements `detokenize.Pieces`."""
+
+    def __init__(self, fast: Any) -> None:
+        self._backend: Any = fast.backend_tokenizer
+        self.special_tokens: dict[str, str] = dict(fast.special_tokens_map)
+        self.chat_template: str | None = _template(fast.chat_template)
+        self.eos_id: int | None = fast.eos_token_id
+        self.vocab_size = 1 + max(fast.get_vocab().values())
+        added = fast.added_tokens_decoder
+        self._added: dict[int, bytes] = {
+            i: token.content.encode() for i, token in added.items()
+        }
+        self._special = {i for i, token in added.items() if token.special}
+        self.control_texts = tuple(sorted(added[i].content for i in self._special))
+        self._byte_level = _is_byte_level(self._backend.decoder)
+        self._anchor = self._backend.encode(_ANCHOR, add_special_tokens=False).ids
+        self._pieces: dict[tuple[int, bool], bytes] = {}
+
+    def encode(self, segments: Iterable[Segment]) -> list[int]:
+        texts: list[str] = []
+        for text, literal in segments:
+            # no special token is a single character, so nothing can match
+            texts.extend(text if literal else [text])
+        batch = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [token for encoding in batch for token in encoding.ids]
+
+    def piece(self, token: int, *, first: bool) -> bytes | None:
+        """The bytes of a token, None for a special one."""
+        if token in self._special:
+            return None
+        known = self._pieces.get((token, first))
+        if known is not None:
+            return known
+        fresh = self._compute(token, first=first)
+        self._pieces[token, first] = fresh
+        return fresh
+
+    def _compute(self, token: int, *, first: bool) -> bytes:
+        if token in self._added:
+            return self._added[token]
+        text = self._backend.id_to_token(token)
+        if text is None:
+            return b""  # a row of the embedding without a token
+        if self._byte_level and _BYTES.keys() >= set(text):
+            return bytes([_BYTES[char] for char in text])
+        byte = _BYTE_PIECE.fullmatch(text)
+        if byte:
+            return bytes([int(byte[1], 16)])
+        return self._in_context(token, first=first)
+
+    def _in_context(self, token: int, *, first: bool) -> bytes:
+        """Decoders that join words drop the space of a first token only."""
+        if first:
+            return str(self._backend.decode([token])).encode()
+        before: str = self._backend.decode(self._anchor)
+        both: str = self._backend.decode([*self._anchor, token])
+        return both[len(before) :].encode()
+
+
+def load(folder: Path) -> Tokenizer:
+    """Blocking, up to seconds. Raises OSError or ValueError for a bad folder."""
+    fast = PreTrainedTokenizerFast.from_pretrained(
+        str(folder), local_files_only=True, clean_up_tokenization_spaces=False
+    )
+    return Tokenizer(fast)
+
+
+def _template(value: str | dict[str, str] | None) -> str | None:
+    return value.get("default") if isinstance(value, dict) else value
+
+
+def _is_byte_level(decoder: Any) -> bool:
+    if decoder is None:
+        return False
+    state = json.loads(decoder.__getstate__())
+    kinds = [state["type"], *[part["type"] for part in state.get("decoders", [])]]
+    return "ByteLevel" in kinds
+
+
+def _byte_table() -> dict[str, int]:
+    """GPT-2's printable stand-ins: bytes that print stand for themselves."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return {chr(b if b in printable else next(others)): b for b in range(256)}
+
+
+_BYTES = _byte_table()

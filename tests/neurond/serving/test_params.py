@@ -1,0 +1,274 @@
+"""Every numeric field against hostile numbers (T6), S67, S70, and refusals by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipc.errors import ClientError
+from neurond.serving.params import (
+    ChatRequest,
+    ModelLimits,
+    generation_defaults,
+    parse_chat,
+    resolve,
+)
+
+LIMITS = ModelLimits(window=100, vocab_size=1000, defaults={})
+HOSTILE = {
+    "-1": -1,
+    "0": 0,
+    "2^31": 1 << 31,
+    "2^63": 1 << 63,
+    "1e308": 1e308,
+    "NaN": float("nan"),
+    "inf": float("inf"),
+    "string": "5",
+    "true": True,
+    "null": None,
+    "list": [1],
+    "object": {"a": 1},
+}
+ACCEPTED = {
+    "temperature": {"0", "null"},
+    "top_p": {"0", "null"},
+    "min_p": {"0", "null"},
+    "presence_penalty": {"-1", "0", "null"},
+    "frequency_penalty": {"-1", "0", "null"},
+    "repetition_penalty": {"null"},
+    "top_k": {"-1", "0", "2^31", "2^63", "null"},
+    "n": {"null"},
+    "seed": {"-1", "0", "2^31", "null"},
+    "max_tokens": {"2^31", "2^63", "null"},
+    "max_completion_tokens": {"2^31", "2^63", "null"},
+    "min_tokens": {"0", "2^31", "2^63", "null"},
+}
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "hello"}]
+    return {"model": "m", "messages": messages, **fields}
+
+
+def parsed(**fields: Any) -> ChatRequest:
+    return parse_chat(chat(**fields))
+
+
+def refusal(**fields: Any) -> ClientError:
+    with pytest.raises(ClientError) as caught:
+        parse_chat(chat(**fields))
+    assert caught.value.status == 400
+    return caught.value
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("field", ACCEPTED)
+def test_a_hostile_number_is_in_range_or_refused_by_name(
+    field: str, hostile: str
+) -> None:
+    value = HOSTILE[hostile]
+    if hostile in ACCEPTED[field]:
+        parsed(**{field: value})
+    else:
+        assert refusal(**{field: value}).param == field
+
+
+JSON = st.sampled_from(list(HOSTILE.values())) | st.integers() | st.floats() | st.text()
+
+
+@given(st.dictionaries(st.sampled_from([*ACCEPTED, "logit_bias", "stop"]), JSON))
+def test_any_values_at_all_yield_a_request_or_a_named_field(
+    fields: dict[str, Any],
+) -> None:
+    problem = None
+    try:
+        resolve(parsed(**fields), LIMITS, num_prompt=10)
+    except ClientError as error:
+        problem = error.param
+    assert problem is None or problem in fields
+
+
+def test_s67_the_newer_spelling_of_max_tokens_wins() -> None:
+    assert parsed(max_tokens=5, max_completion_tokens=7).max_tokens == 7
+    assert parsed(max_tokens=5, max_completion_tokens=None).max_tokens == 5
+
+
+def test_s67_without_a_maximum_the_answer_has_the_models_room() -> None:
+    assert resolve(parsed(), LIMITS, num_prompt=40)[1] == 60
+
+
+def test_a_maximum_over_the_window_is_clamped() -> None:
+    assert resolve(parsed(max_tokens=32_000), LIMITS, num_prompt=40)[1] == 60
+
+
+@pytest.mark.parametrize("num_prompt", [100, 101, 5000])
+def test_s74_a_prompt_without_room_for_an_answer_is_refused_with_both_figures(
+    num_prompt: int,
+) -> None:
+    with pytest.raises(ClientError) as caught:
+        resolve(parsed(), LIMITS, num_prompt=num_prompt)
+    assert caught.value.code == "context_length_exceeded"
+    assert caught.value.fields == {"prompt_len": num_prompt, "max": 100}
+
+
+def test_a_prompt_that_leaves_one_token_of_room_is_served() -> None:
+    assert resolve(parsed(), LIMITS, num_prompt=99)[1] == 1
+
+
+def test_s70_request_beats_generation_config_beats_built_in() -> None:
+    config = {"temperature": 0.2, "top_p": 0.9, "top_k": 20, "do_sample": True}
+    limits = ModelLimits(100, 1000, generation_defaults(config))
+    sampling, _ = resolve(parsed(temperature=0.7), limits, num_prompt=1)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 0.9, 20)
+    assert sampling.repetition_penalty == 1.0
+
+
+def test_s70_explicit_zeros_of_the_request_beat_the_models_defaults() -> None:
+    defaults = generation_defaults({"temperature": 0.6, "top_k": 20, "min_p": 0.1})
+    limits = ModelLimits(100, 1000, defaults)
+    sampling, _ = resolve(parsed(temperature=0, top_k=0, min_p=0), limits, num_prompt=1)
+    assert (sampling.temperature, sampling.top_k, sampling.min_p) == (0.0, 0, 0.0)
+
+
+def test_a_model_that_says_do_not_sample_is_greedy_by_default() -> None:
+    config = {"do_sample": False, "temperature": 1.0}
+    assert generation_defaults(config)["temperature"] == 0.0
+
+
+def test_nonsense_in_a_generation_config_counts_as_absent() -> None:
+    config = {"temperature": "hot", "top_p": 7, "top_k": -3, "min_p": None}
+    assert generation_defaults(config) == {}
+
+
+def test_a_nucleus_of_zero_still_holds_the_best_token() -> None:
+    assert parsed(top_p=0).sampling["top_p"] > 0
+
+
+def test_top_k_fits_the_devices_integers() -> None:
+    assert parsed(top_k=1 << 63).sampling["top_k"] == (1 << 31) - 1
+    assert parsed(top_k=-1).sampling["top_k"] == 0
+
+
+def test_min_tokens_above_the_maximum_are_refused_once_the_room_is_known() -> None:
+    with pytest.raises(ClientError) as caught:
+        resolve(parsed(min_tokens=50), LIMITS, num_prompt=60)
+    assert caught.value.param == "min_tokens"
+
+
+def test_logit_bias_is_checked_against_the_vocabulary() -> None:
+    sampling, _ = resolve(parsed(logit_bias={"999": -100}), LIMITS, num_prompt=1)
+    assert sampling.logit_bias == ((999, -100.0),)
+    with pytest.raises(ClientError, match="1000"):
+        resolve(parsed(logit_bias={"1000": 1}), LIMITS, num_prompt=1)
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [{"x": 1}, {"-1": 1}, {"1": 101}, {"1": True}, {"1": "2"}, {"¹": 1}, [1], 5]
+    + [{"1": float("nan")}, {str(i): 1 for i in range(1025)}, {"9" * 400: 1}],
+)
+def test_a_bad_logit_bias_is_refused(bias: Any) -> None:
+    assert refusal(logit_bias=bias).param == "logit_bias"
+
+
+def test_1024_biases_16_stops_and_16_choices_are_served() -> None:
+    names = [str(i) for i in range(1024)]
+    request = parsed(logit_bias=dict.fromkeys(names, 1), stop=names[:16], n=16)
+    assert (len(request.sampling["logit_bias"]), len(request.stop)) == (1024, 16)
+    assert request.n == 16
+
+
+@pytest.mark.parametrize("n", [17, 100, 1 << 31])
+def test_more_than_16_choices_are_refused(n: int) -> None:
+    assert refusal(n=n).param == "n"
+
+
+@pytest.mark.parametrize(
+    "stop", ["", [""], 5, True, {}, [1], [None], ["x"] * 17, "x" * 1025]
+)
+def test_a_bad_stop_is_refused(stop: Any) -> None:
+    assert refusal(stop=stop).param == "stop"
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"), [(None, ()), ([], ()), ("a", ("a",)), (["a", "a"], ("a",))]
+)
+def test_stop_is_a_string_or_an_array(stop: Any, expected: tuple[str, ...]) -> None:
+    assert parsed(stop=stop).stop == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tool_choice", "required"),
+        ("functions", [{"name": "f"}]),
+        ("response_format", {"type": "json_object"}),
+        ("logprobs", True),
+        ("top_logprobs", 5),
+        ("chat_template", "{{ x }}"),
+        ("chat_template_kwargs", {"tokenize": True}),
+        ("guided_json", {}),
+        ("modalities", ["text", "audio"]),
+        ("best_of", 3),
+    ],
+)
+def test_a_field_that_would_change_the_answer_is_refused_by_name(
+    field: str, value: Any
+) -> None:
+    error = refusal(**{field: value})
+    assert (error.code, error.param) == ("unsupported_parameter", field)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [], "tool_choice": "auto", "parallel_tool_calls": False},
+        {"response_format": {"type": "text"}, "logprobs": False, "functions": None},
+        {"store": True, "metadata": {"a": "b"}, "user": "u", "prediction": {}},
+        {"service_tier": "auto", "reasoning_effort": "low", "whatever": [1, 2]},
+        {"stream": None, "stream_options": None, "n": None, "stop": None},
+    ],
+)
+def test_fields_that_change_nothing_are_accepted(fields: dict[str, Any]) -> None:
+    assert parsed(**fields).n == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"stream": "true"}, "stream"),
+        ({"stream": 1}, "stream"),
+        ({"stream_options": []}, "stream_options"),
+        ({"stream_options": {"include_usage": 1}}, "include_usage"),
+        ({"model": None}, "model"),
+        ({"model": ""}, "model"),
+        ({"model": 5}, "model"),
+        ({"model": "m" * 257}, "model"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+    ],
+)
+def test_a_wrong_type_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    assert refusal(**fields).param == param
+
+
+@pytest.mark.parametrize("body", [None, [], "x", 5, True])
+def test_a_body_that_is_no_object_is_refused(body: Any) -> None:
+    with pytest.raises(ClientError):
+        parse_chat(body)
+
+
+def test_a_refused_value_is_shown_shortened() -> None:
+    assert len(refusal(temperature="x" * 10_000).message) < 200
+
+
+def test_whole_request_from_json_text() -> None:
+    text = b"""{"model": "m", "stream": true, "stream_options": {"include_usage": true},
+        "messages": [{"role": "user", "content": "x"}], "seed": -7, "n": 2}"""
+    request = parse_chat(msgspec.json.decode(text))
+    assert (request.stream, request.include_usage) == (True, True)
+    assert (request.seed, request.n) == (-7, 2)
