@@ -57,7 +57,7 @@ class EventLog:
         self._events: deque[Event] = deque(maxlen=_KEPT)
         torn = self._read(self._older) + self._read(path)
         self._next_id = (self._events[-1].id if self._events else 0) + 1 + torn
-        self._size = _end_last_line(path)
+        self._size, self._missing_end = _end_of(path)
 
     def append(self, kind: str, **fields: Any) -> Event:
         """Note that something happened now."""
@@ -83,14 +83,15 @@ class EventLog:
         try:
             if self._size and self._size + len(line) > self._max_bytes:
                 os.replace(self._path, self._older)
-                self._size = 0
-            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                self._size += os.write(fd, line)
-            finally:
-                os.close(fd)
+                self._size, self._missing_end = 0, b""
+            written = _append(self._path, self._missing_end + line)
         except OSError:
             self.failed_writes += 1
+            return
+        self._size += written
+        is_whole = written == len(self._missing_end + line)
+        self._missing_end = b"" if is_whole else b"\n"
+        self.failed_writes += not is_whole
 
     def _read(self, path: Path) -> int:
         """Take in a file's newest events; returns how many lines were torn."""
@@ -122,14 +123,21 @@ def _parse(line: bytes) -> Event | None:
         return None
 
 
-def _end_last_line(path: Path) -> int:
-    """Close a line that was torn by a crash; returns the file's size."""
+def _append(path: Path, data: bytes) -> int:
+    """Returns how much of it a disk that may be full has taken."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        with path.open("r+b") as file:
+        return os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
+def _end_of(path: Path) -> tuple[int, bytes]:
+    """The file's size, and what ends a last line that a crash has torn."""
+    try:
+        with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            if size == 0:
-                return 0
-            file.seek(size - 1)
-            return size if file.read(1) == b"\n" else size + file.write(b"\n")
+            file.seek(max(size - 1, 0))
+            return size, b"" if file.read(1) in (b"", b"\n") else b"\n"
     except OSError:
-        return 0
+        return 0, b""

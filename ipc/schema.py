@@ -144,7 +144,10 @@ class Checker:
             return self._wrong(keys, str, raw)
         if not raw or "\0" in raw:
             return self._note(keys, "must be a path")
-        path = Path(raw).expanduser()
+        try:
+            path = Path(raw).expanduser()
+        except RuntimeError:
+            return self._note(keys, "names a user who has no home")
         source = self._origin_of(keys).path
         if source is not None:
             path = source.absolute().parent / path
