@@ -53,6 +53,8 @@ _MAGIC = 0x0047_4E49_5258_5443
 _VERSION = 1
 _HEAD, _TAIL, _SLEEP = 16, 32, 33
 _UNFENCED = (1 << 64) - 1
+_LIMIT = 1 << 62
+"""No index and no sleep gets there in a life; ours never overflow their words."""
 _HEADER = struct.Struct("=5Q")
 _RECORD = struct.Struct("=IIQ")
 _FRAME_BYTES = _RECORD.size
@@ -117,17 +119,16 @@ class _End:
         if capacity != len(self._data) or capacity & (capacity - 1):
             raise RingCorrupt(f"capacity {capacity} in {len(self._data)} bytes")
         self.capacity_bytes = capacity
-        self._checksum = bool(checksum)
+        self.has_checksums = bool(checksum)
         self._head = self._words[_HEAD]
         self._tail = self._words[_TAIL]
         self._check_span(self._head, self._tail)
         self._settle()
 
     def _check_span(self, head: int, tail: int) -> None:
-        if not 0 <= head - tail <= self.capacity_bytes or (head | tail) & 15:
-            raise RingCorrupt(
-                f"head {head}, tail {tail}, capacity {self.capacity_bytes}"
-            )
+        span = head - tail
+        if not 0 <= span <= self.capacity_bytes or (head | tail) & 15 or head > _LIMIT:
+            raise RingCorrupt(f"head {head}, tail {tail} of {self.capacity_bytes}")
 
     def _settle(self) -> None:
         """The peer's index moved: what it did before that must be visible here."""
@@ -168,7 +169,7 @@ class Producer(_End):
             _RECORD.pack_into(self._data, offset, _SKIP, 0, head)
             head += skipped
             offset = 0
-        crc = zlib.crc32(record) if self._checksum else 0
+        crc = zlib.crc32(record) if self.has_checksums else 0
         _RECORD.pack_into(self._data, offset, length, crc, head)
         offset += _FRAME_BYTES
         self._data[offset : offset + length] = record
@@ -209,15 +210,17 @@ class Consumer(_End):
     def __init__(
         self, fd: int, *, generation: int, machine: fence.Machine | None = None
     ) -> None:
+        self._view: memoryview | None = None
         super().__init__(fd, generation=generation, machine=machine)
         self._next = self._tail
-        self._view: memoryview | None = None
-        self._sleep = self._words[_SLEEP]
+        self._sleep = self._words[_SLEEP] % _LIMIT
         if not self._fenced:
             self._give_up_fences()
 
     def get(self) -> memoryview | None:
         """The oldest record, inside the ring and valid until `advance`, or None."""
+        if self._view is not None:
+            return self._view
         tail = self._tail
         if tail == self._head and not self._look():
             return None
@@ -236,7 +239,7 @@ class Consumer(_End):
             raise RingCorrupt(f"record of {length} bytes at {position}, tail {tail}")
         offset += _FRAME_BYTES
         view = self._data[offset : offset + length]
-        if self._checksum and zlib.crc32(view) != crc:
+        if self.has_checksums and zlib.crc32(view) != crc:
             view.release()
             raise RingCorrupt(f"checksum of the record at {position}")
         self._next = tail + size
