@@ -70,8 +70,14 @@ _MEANINGS = {
 }
 # These speak to systemd about us; a child that used them would speak in our name.
 _OURS_ALONE = frozenset(
-    "NOTIFY_SOCKET WATCHDOG_PID WATCHDOG_USEC "
-    "LISTEN_PID LISTEN_FDS LISTEN_FDNAMES".split()
+    [
+        "NOTIFY_SOCKET",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+        "LISTEN_PID",
+        "LISTEN_FDS",
+        "LISTEN_FDNAMES",
+    ]
 )
 _REPARENT_POLL_S = 0.02
 _REPARENT_POLLS = 100
