@@ -27,8 +27,11 @@ from gunicorn.asgi.lifespan import LifespanManager
 from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers.gasgi import ASGIWorker
 
+from ipc.errors import TABLE
+
 _MAX_HEADER_BLOCK_BYTES = 64 << 10
 _HEARTBEAT_S = 1.0
+_CODES = {500: "internal_error", 503: "overloaded"}
 
 
 class HttpProtocol(ASGIProtocol):  # type: ignore[misc]
@@ -100,15 +103,14 @@ class HttpProtocol(ASGIProtocol):  # type: ignore[misc]
         self, status: int, message: str, extra_headers: tuple[Any, ...] = ()
     ) -> None:
         """As gunicorn's, with a body that clients of the API can read."""
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        code = "internal_error" if status == 500 else kind
-        error = {"message": message, "type": kind, "param": None, "code": code}
-        body = json.dumps({"error": error}).encode()
+        row = TABLE[_CODES.get(status, "invalid_request_error")]
+        error = {"message": message, "type": row.openai_type, "code": row.code}
+        body = json.dumps({"error": {**error, "param": None}}).encode()
         headers = [
             ("content-type", "application/json"),
             ("content-length", str(len(body))),
             ("connection", "close"),
-            *([("retry-after", "1")] if status == 503 else []),
+            *([("retry-after", str(row.retry_after_s))] if row.retry_after_s else []),
             *extra_headers,
         ]
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
@@ -128,10 +130,14 @@ class HttpWorker(ASGIWorker):  # type: ignore[misc]
         self._stopping = asyncio.Event()
 
     def init_signals(self) -> None:
-        """A terminal's SIGINT and SIGHUP reach everybody; our orders are SIGTERM."""
-        super().init_signals()
-        self.loop.remove_signal_handler(signal.SIGINT)
-        for ignored in (signal.SIGINT, signal.SIGHUP):
+        """Until there is something to drain, an order to stop ends the process.
+
+        A terminal's SIGINT and SIGHUP reach everybody; our orders are SIGTERM and, when
+        the loop is blocked, the arbiter's SIGABRT.
+        """
+        for number in self.SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(ignored, signal.SIG_IGN)
 
     def handle_exit_signal(self) -> None:
@@ -150,6 +156,8 @@ class HttpWorker(ASGIWorker):  # type: ignore[misc]
                 lambda: HttpProtocol(self), sock=listener.sock, backlog=self.cfg.backlog
             )
             self.servers.append(server)
+        self.loop.add_signal_handler(signal.SIGTERM, self.handle_exit_signal)
+        self.loop.add_signal_handler(signal.SIGQUIT, self.handle_quit_signal)
         while self.alive and os.getppid() == self.ppid:
             self.notify()
             try:

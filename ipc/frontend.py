@@ -29,15 +29,16 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
 from ipc.asgi import HttpWorker
-from ipc.child import die_with_parent, set_title
 from ipc.errors import cause_chain
 from ipc.journal import Journal
+from ipc.process import die_with_parent, set_title
 
 WORKER_NUMBER = "CORTEX_WORKER"
 """Environment variable of a worker: its number, from 1."""
 
 _BACKLOG = 2048
 _BLOCKED_LOOP_S = 30
+_OPEN_FILES = 65536
 _CUT_S = 3.0
 """What a worker gets, after the drain, to end the streams it must cut."""
 _SHORT_LIFE_S = 5.0
@@ -154,7 +155,7 @@ class _ArbiterHooks:
 
     def post_fork(self, arbiter: Any, worker: Any) -> None:
         """In the worker."""
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing to drain while booting
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else it runs the arbiter's
         die_with_parent(arbiter.pid)
         worker.cfg.set("graceful_timeout", round(self._settings.graceful_timeout_s))
         os.environ[WORKER_NUMBER] = str(worker.number)
@@ -215,6 +216,8 @@ def _function(name: str) -> Callable[..., Any]:
 
 
 def _raise_fd_limit() -> None:
-    """The soft limit is 1024 for the sake of select(), which nothing here uses."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    """The usual soft limit is 1024 for the sake of select(), which we don't use."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
