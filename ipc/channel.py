@@ -159,11 +159,15 @@ class WorkerEnd:
         self._turning = False
         self._open = True
 
+    @property
+    def num_free_slabs(self) -> int:
+        return self._slabs.num_free
+
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Deliver from now on, what waits already first."""
         self._loop = loop
-        loop.add_reader(self._bell.fileno(), self._on_bell)
-        self._go_on()
+        loop.add_reader(self._bell.fileno(), self._on_bell, loop)
+        self._go_on(loop)
 
     def submit(self, message: RingDown) -> None:
         """Raises RingFull, RecordTooLarge; ChannelBroken once the end is closed."""
@@ -205,13 +209,13 @@ class WorkerEnd:
             self._slabs.free(slabs)
             raise
 
-    def _on_bell(self) -> None:
+    def _on_bell(self, loop: asyncio.AbstractEventLoop) -> None:
         self._bell.drain()
         self._up.unpark()
         if not self._turning:
-            self._turn()
+            self._turn(loop)
 
-    def _turn(self) -> None:
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         """Deliver a batch; go on in the loop's next round unless all is read."""
         self._turning = asleep = False
         try:
@@ -219,12 +223,11 @@ class WorkerEnd:
         finally:
             # Also when a callback raised: the loop reports it, the rest still arrives.
             if not asleep and self._open:
-                self._go_on()
+                self._go_on(loop)
 
-    def _go_on(self) -> None:
-        if self._loop is not None:
-            self._turning = True
-            self._loop.call_soon(self._turn)
+    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._turning = True
+        loop.call_soon(self._turn, loop)
 
     def _deliver(self, limit: int) -> bool:
         """Hand out up to `limit` messages. True: none is left."""

@@ -86,10 +86,8 @@ def create_ring(
     if checksum is None:
         checksum = not fence.machine().strong
     header = _HEADER.pack(_MAGIC, _VERSION, generation, capacity_bytes, checksum)
-    size_bytes = HEADER_BYTES + capacity_bytes
-    fd = memory.create(size_bytes, sealed=sealed)
-    with memory.attach(os.dup(fd), minimum_bytes=size_bytes) as segment:
-        segment[: len(header)] = header
+    fd = memory.create(HEADER_BYTES + capacity_bytes, sealed=sealed)
+    os.pwrite(fd, header, 0)
     return fd
 
 
