@@ -44,14 +44,19 @@ VERBS = tuple(SUMMARY)
 
 
 class Parser(argparse.ArgumentParser):
-    """Complains in one line, with the nearest word."""
+    """Complains in one line, with the nearest word of the whole tree."""
+
+    words: frozenset[str] = frozenset(VERBS)
+
+    def learn(self, parser: argparse.ArgumentParser) -> None:
+        """Flags of a verb are flags to misspell, too."""
+        self.words |= set(parser._option_string_actions)
 
     def error(self, message: str) -> NoReturn:
         import difflib
 
         wrong = _quoted(message)
-        known = [*VERBS, *self._option_string_actions]
-        near = difflib.get_close_matches(wrong, known, n=1) if wrong else []
+        near = difflib.get_close_matches(wrong, self.words, n=1) if wrong else []
         if wrong and "invalid choice" in message:
             message = f"there is no verb {wrong}"
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -81,7 +86,9 @@ def build(prog: str = "cortexctl") -> Parser:
         dest="verb", metavar="VERB", parser_class=Parser, prog=prog
     )
     for verb in VERBS:
-        _ADD[verb](_verb(verbs, verb, prog))
+        of_verb = _verb(verbs, verb, prog)
+        _ADD[verb](of_verb)
+        parser.learn(of_verb)
     return parser
 
 

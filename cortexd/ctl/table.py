@@ -1,8 +1,8 @@
 """Tables that fit the width of a terminal. Pure: cells in, lines out.
 
-Used by cortexctl. A column gives way in this order: shrinkable columns lose their
-middle down to `least`, then optional columns go, the least needed first. What is left
-keeps its whole text, also when that is too wide: a cut number is a wrong number.
+Used by cortexctl. Optional columns go, the least needed first, until the rest fits with
+every shrinkable column at its `least`; then those get back what room is left. Others
+keep their whole text, also when that is too wide: a cut number is a wrong number.
 """
 
 from __future__ import annotations
@@ -60,15 +60,21 @@ def _fit(
         index: max([len(column.title)] + [len(row[index].text) for row in rows])
         for index, column in enumerate(columns)
     }
-    while _total(widths) > width:
-        if shrinkable := [i for i, w in widths.items() if 0 < columns[i].least < w]:
-            widest = max(shrinkable, key=lambda i: widths[i])
-            widths[widest] -= 1
-        elif optional := [i for i in widths if columns[i].optional]:
-            del widths[max(optional, key=lambda i: columns[i].optional)]
-        else:
+    while _total(_least(columns, widths)) > width:
+        optional = [index for index in widths if columns[index].optional]
+        if not optional:
             break
+        del widths[max(optional, key=lambda index: columns[index].optional)]
+    while _total(widths) > width:
+        shrinkable = [i for i, w in widths.items() if 0 < columns[i].least < w]
+        if not shrinkable:
+            break
+        widths[max(shrinkable, key=lambda i: widths[i])] -= 1
     return widths
+
+
+def _least(columns: Sequence[Column], widths: dict[int, int]) -> dict[int, int]:
+    return {i: min(w, columns[i].least or w) for i, w in widths.items()}
 
 
 def _total(widths: dict[int, int]) -> int:

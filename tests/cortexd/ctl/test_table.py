@@ -41,8 +41,8 @@ def test_then_the_least_needed_column_goes() -> None:
     rows = [("a-very-long-model-name", "ready", "1", "x", "y")]
 
     assert layout(COLUMNS, rows, width=28) == [
-        "NAME      STATE  SIZE  MORE",
-        "a-ve…ame  ready     1  y",
+        "NAME       STATE  SIZE  MORE",
+        "a-ve…name  ready     1  y",
     ]
 
 
