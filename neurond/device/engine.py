@@ -7,8 +7,7 @@ steps nothing of a sequence is in flight, so a cancel or an unload takes effect 
                  (max_queue)  (max_running)
 
 Invariants: every accepted sequence ends in exactly one terminal message unless it was
-cancelled; a backend's cache is released in the same call that ends the sequence. An
-error of a forward ends the sequence that caused it, or the process (DeviceDied).
+cancelled; a backend's cache is released in the same call that ends the sequence.
 """
 
 from __future__ import annotations
@@ -21,18 +20,13 @@ from collections.abc import Sequence as Listing
 from ipc.errors import ServiceError, error_for
 from ipc.journal import Journal
 from ipc.messages import Accepted, Failed, Progress, RingUp, Submit, TokenRow, Tokens
-from ipc.status import Phase, StatusWriter
+from ipc.status import StatusWriter
 from neurond.device.backend import Backend, Outcome, Resident, Work
+from neurond.device.forward import Forward
 from neurond.device.intake import check
 from neurond.device.schedule import plan
 from neurond.device.sequence import Sequence
 from neurond.device.settings import DeviceSettings
-from neurond.device.verdict import (
-    FATAL_CLASSES,
-    as_service_error,
-    died,
-    fault_class,
-)
 
 Addressed = tuple[int, RingUp]
 """A message and the worker it is for."""
@@ -57,6 +51,7 @@ class Engine:
         self._journal = journal
         self._generation = generation
         self._clock = clock
+        self._forward = Forward(backend, page, settings, generation=generation)
         self._waiting: deque[Sequence] = deque()
         self._running: deque[Sequence] = deque()
         self._by_id: dict[tuple[int, int], Sequence] = {}
@@ -97,8 +92,8 @@ class Engine:
             self._page.add("requests_failed_total")
             return Failed(submit.id, error.to_wire())
         self._publish(sequence.model)
-        ahead = len(self._running) + len(self._waiting) - self._settings.max_running
-        return Accepted(submit.id, max(0, ahead), 0)
+        position = max(0, len(self._by_id) - self._settings.max_running)
+        return Accepted(submit.id, position, 0)
 
     def cancel(self, worker: int, request: int) -> None:
         """No answer follows; an unknown id ended meanwhile."""
@@ -131,59 +126,9 @@ class Engine:
         )
         if works:
             self._rotate(works)
-            out += self._deliver(works, self._forward(works))
+            out += self._deliver(works, self._forward.run(works))
             self._publish(works[0].sequence.model)
         return out
-
-    def _forward(self, works: Listing[Work]) -> list[Outcome]:
-        decode = works[0].sequence.num_pending == 1
-        ids = [work.sequence.id for work in works]
-        if decode:
-            self._page.arm(Phase.DECODE, self._settings.decode_deadline_s, ids)
-        else:
-            self._page.arm(Phase.PREFILL, self._settings.prefill_deadline_s, ids)
-        started_s = self._clock()
-        outcomes, error = self._attempt(works)
-        if error is not None:
-            outcomes = self._judge(error, works)
-        seconds = self._clock() - started_s
-        self._page.observe("step_seconds" if decode else "prefill_seconds", seconds)
-        self._page.step()
-        self._page.idle()
-        return outcomes
-
-    def _attempt(self, works: Listing[Work]) -> tuple[list[Outcome], Exception | None]:
-        try:
-            return self._backend.forward(works), None
-        except Exception as error:  # the step border: whatever a forward can raise
-            return [], error
-
-    def _judge(self, error: Exception, works: Listing[Work]) -> list[Outcome]:
-        """Whose fault: the device's (raises) or, if it still computes, a request's."""
-        kind = fault_class(error)
-        if kind not in FATAL_CLASSES and not isinstance(error, ServiceError):
-            self._probe(works)
-        if kind in FATAL_CLASSES:
-            raise self._died(error, works)
-        if len(works) > 1:  # only one row is to blame; let each show it alone
-            return [outcome for work in works for outcome in self._forward([work])]
-        return [as_service_error(error)]
-
-    def _probe(self, works: Listing[Work]) -> None:
-        ids = [work.sequence.id for work in works]
-        self._page.arm(Phase.PROBE, self._settings.probe_deadline_s, ids)
-        try:
-            self._backend.probe()
-        except Exception as error:  # the step border: a device that fails this is gone
-            raise self._died(error, works) from error
-
-    def _died(self, error: Exception, works: Listing[Work]) -> Exception:
-        return died(
-            error,
-            model=works[0].sequence.model.name,
-            generation=self._generation,
-            requests=[work.sequence.id for work in works],
-        )
 
     # -- outcomes
 
@@ -254,7 +199,8 @@ class Engine:
         check(submit, model)
         if (worker, submit.id) in self._by_id:
             raise error_for("invalid_request_error", "the request id is in use")
-        if len(self._waiting) >= self._settings.max_queue:
+        seats = self._settings.max_running + self._settings.max_queue
+        if len(self._by_id) >= seats:
             raise error_for("queue_full", "the device's queue is full")
         sequence = Sequence(worker, submit, model, self._clock())
         self._by_id[worker, submit.id] = sequence

@@ -81,7 +81,7 @@ def died(
     """The last words about a fatal error."""
     code = error_code(error)
     fault = Fault(
-        fault_class=fault_class(error) if fault_class(error) == "group" else "device",
+        fault_class="group" if fault_class(error) == "group" else "device",
         type=type(error).__name__,
         code=-1 if code is None else code,
         chain=cause_chain(error),

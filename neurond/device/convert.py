@@ -1,0 +1,147 @@
+"""A conversion job: one GGUF file becomes a model folder, once.
+
+A process of its own, forked like a device; it answers on its link and ends.
+transformers reads the blocks (public interface only) and writes bf16 safetensors,
+tokenizer and template. The folder appears under its name whole or not at all: it is
+built beside it as `<target>.tmp` and renamed.
+
+Progress is in bytes of the source, by the time each part takes: the tokenizer and the
+header are a long list of strings, slow to parse, and say nothing meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ipc.child import EXIT_OK, EXIT_TEMPORARY, set_title
+from ipc.errors import ServiceError, cause_chain, error_for
+from ipc.link import Link, LinkClosed
+from ipc.messages import Convert, Converted, LoadFailed, LoadProgress
+
+STAGE = "converting"
+_TOKENIZER_UP_TO = 0.25
+_HEADER_UP_TO = 0.60
+_TENSORS_UP_TO = 0.80
+_ORDER_TIMEOUT_S = 30.0
+
+Tell = Callable[[float], None]
+"""Takes the fraction done."""
+
+
+def main(link_fd: int) -> NoReturn:
+    """Serve one Convert order and end the process."""
+    set_title("neurond: convert")
+    link = Link.from_fd(link_fd)
+    try:
+        code = _serve(link)
+    except LinkClosed:
+        code = EXIT_OK  # nobody wants the result any more
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _serve(link: Link) -> int:
+    order = _order(link)
+    size_bytes = os.path.getsize(order.source) if os.path.exists(order.source) else 0
+
+    def tell(fraction: float) -> None:
+        done = int(size_bytes * fraction)
+        link.send(LoadProgress(order.target, STAGE, done, size_bytes))
+
+    try:
+        convert(Path(order.source), Path(order.target), tell)
+    except LinkClosed:
+        raise
+    except Exception as error:  # the step border: whatever a file can provoke
+        link.send(LoadFailed(order.target, _as_error(error).to_wire()))
+        return EXIT_TEMPORARY
+    link.send(Converted(order.target, _folder_bytes(Path(order.target))))
+    return EXIT_OK
+
+
+def _order(link: Link) -> Convert:
+    select.select([link.fileno()], [], [], _ORDER_TIMEOUT_S)
+    received = link.receive()
+    if received is None or not isinstance(received[0], Convert):
+        raise LinkClosed("no order to convert came")
+    return received[0]
+
+
+def convert(source: Path, target: Path, tell: Tell) -> None:
+    """Raises ServiceError or whatever transformers thinks of the file."""
+    if not source.is_file():
+        raise error_for("load_failed", "the GGUF file does not exist")
+    building = target.with_name(target.name + ".tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        _build(source, building, tell)
+        shutil.rmtree(target, ignore_errors=True)
+        building.rename(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    tell(1.0)
+
+
+def _build(source: Path, folder: Path, tell: Tell) -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tell(0.0)
+    where: dict[str, Any] = {"gguf_file": source.name}
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
+    tokenizer.save_pretrained(folder)
+    tell(_TOKENIZER_UP_TO)
+    _watch_tensors(tell)
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent, dtype=torch.bfloat16, **where
+    )
+    tell(_TENSORS_UP_TO)
+    _detach_quantizer(model)
+    model.save_pretrained(folder, max_shard_size="2GB")
+
+
+def _detach_quantizer(model: Any) -> None:
+    """The blocks are unpacked; what still says otherwise would forbid to save."""
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def _watch_tensors(tell: Tell) -> None:
+    """Take the place of transformers' progress bar over the tensors.
+
+    Cosmetic on purpose: where the bar has moved, progress jumps and the result is the
+    same.
+    """
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    def watched(tensors: Any, **_bar: Any) -> Any:
+        tensors = list(tensors)
+        span = _TENSORS_UP_TO - _HEADER_UP_TO
+        for index, tensor in enumerate(tensors):
+            if index % 16 == 0:
+                tell(_HEADER_UP_TO + span * index / len(tensors))
+            yield tensor
+
+    if hasattr(reader, "tqdm"):
+        reader.tqdm = watched
+
+
+def _as_error(error: Exception) -> ServiceError:
+    if isinstance(error, ServiceError):
+        return error
+    text = "the GGUF file could not be converted"
+    return error_for("load_failed", text, chain=cause_chain(error))
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
