@@ -82,7 +82,7 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """Observations by size: `counts[i]` up to `bounds_s[i]`, the last count the rest."""
+    """Observations by size: `counts[i]` up to `bounds_s[i]`, the last one the rest."""
 
     counts: tuple[int, ...]
     sum_s: float
