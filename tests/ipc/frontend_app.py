@@ -27,7 +27,7 @@ def build(extra: dict[str, Any]) -> App:
     if Path(extra["obstacle"]).exists():
         raise RuntimeError("told not to boot")
     time.sleep(extra.get("boot_s", 0))
-    return App(Path(extra["log"]), extra.get("fail_startup", False))
+    return App(Path(extra["log"]), extra)
 
 
 def worker_gone(pid: int) -> None:
@@ -39,9 +39,9 @@ def worker_gone(pid: int) -> None:
 class App:
     """GET /worker, /stall, /fail; POST /length; GET /stream?n=EVENTS&ms=BETWEEN."""
 
-    def __init__(self, log: Path, fail_startup: bool) -> None:
+    def __init__(self, log: Path, extra: dict[str, Any]) -> None:
         self._log = log
-        self._fail_startup = fail_startup
+        self._extra = extra
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -61,8 +61,11 @@ class App:
         while True:
             kind = (await receive())["type"]
             self._note(kind)
-            if self._fail_startup:
+            if self._extra.get("fail_startup"):
                 raise RuntimeError("told not to start")
+            if kind == "lifespan.shutdown":
+                await asyncio.sleep(self._extra.get("shutdown_s", 0))
+                self._note("shutdown done")
             await send({"type": kind + ".complete"})
             if kind == "lifespan.shutdown":
                 return
