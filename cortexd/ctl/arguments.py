@@ -148,8 +148,8 @@ def _add_waiting(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_events(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--since", type=int, default=0, metavar="ID", help="after this")
-    parser.add_argument("--limit", type=int, default=20, help="at most; default 20")
+    parser.add_argument("--since", type=int, metavar="ID", help="all after this one")
+    parser.add_argument("--limit", type=int, help="the newest ones; default 20")
     parser.add_argument("--follow", "-f", action="store_true", help="and those to come")
     parser.add_argument(
         "--timeout",

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cortexd.ctl.exits import CommandError, Exit
-from ipc import control, paths
+from ipc import controlcall, paths
+from ipc.controlwire import ControlClosed
 
 Facts = dict[str, Any]
 DAEMONS = ("neurond", "cortexd")
@@ -32,8 +33,8 @@ def ask(
 ) -> Facts:
     """One request to the daemon behind `path`. Raises CommandError or ServiceError."""
     try:
-        return dict(control.call(path, op, args or {}, timeout_s=timeout_s))
-    except (OSError, control.ControlClosed) as error:
+        return dict(controlcall.call(path, op, args or {}, timeout_s=timeout_s))
+    except (OSError, ControlClosed) as error:
         raise trouble(path, error) from error
 
 

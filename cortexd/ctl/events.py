@@ -9,31 +9,40 @@ from typing import Any
 from cortexd.ctl import client
 from cortexd.ctl.exits import Exit
 from cortexd.ctl.output import Output
-from ipc import control
+from ipc import controlcall
 
 Facts = dict[str, Any]
 _FRAME = ("id", "time_s", "kind")
+_ALL = 10_000
+_DEFAULT_LIMIT = 20
 
 
 def events(args: Namespace, output: Output) -> Exit:
     """The last events in order of time; with --follow also those to come."""
     path = client.node_socket(args.socket)
-    known = client.ask(path, "events", {"since": args.since, "limit": args.limit})
-    last = 0
-    for event in known.get("events", ()):
-        last = max(last, int(event.get("id", 0)))
+    asked = {"since": args.since or 0, "limit": _ALL}
+    known = client.ask(path, "events", asked).get("events", ())
+    for event in known[-_count(args) :]:
         _show(event, output)
     if args.follow:
+        last = int(known[-1].get("id", 0)) if known else 0
         _follow(path, last, args.timeout, output)
-    elif not known.get("events") and not output.as_json:
+    elif not known and not output.as_json:
         output.say("no events")
     return Exit.DONE
+
+
+def _count(args: Namespace) -> int:
+    """Newest events win; who names a beginning wants all that followed."""
+    if args.limit is not None:
+        return max(1, int(args.limit))
+    return _ALL if args.since is not None else _DEFAULT_LIMIT
 
 
 def _follow(path: Any, last: int, timeout_s: float | None, output: Output) -> None:
     """Until --timeout, or for ever: what arrived during the question comes once."""
     end = time.monotonic() + timeout_s if timeout_s else None
-    for _topic, event in control.follow(path, ["events"], timeout_s=timeout_s):
+    for _topic, event in controlcall.follow(path, ["events"], timeout_s=timeout_s):
         if event and int(event.get("id", 0)) > last:
             _show(event, output)
         if end and time.monotonic() >= end:

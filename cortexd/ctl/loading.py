@@ -18,7 +18,8 @@ from cortexd.ctl.exits import MEANING, CommandError, Exit
 from cortexd.ctl.output import Output
 from cortexd.ctl.progress import Progress
 from cortexd.ctl.units import span
-from ipc import control
+from ipc import controlcall
+from ipc.controlwire import ControlClosed
 from ipc.errors import from_wire
 
 Facts = dict[str, Any]
@@ -100,13 +101,13 @@ def _states(path: Path, deadline_s: float) -> Iterator[Facts]:
     while (left_s := deadline_s - time.monotonic()) > 0:
         try:
             tick_s = min(left_s, _TICK_S)
-            for _topic, facts in control.follow(path, ["state"], timeout_s=tick_s):
+            for _topic, facts in controlcall.follow(path, ["state"], timeout_s=tick_s):
                 yield facts
                 if time.monotonic() >= deadline_s:
                     return
         except TimeoutError:
             continue
-        except (OSError, control.ControlClosed) as error:
+        except (OSError, ControlClosed) as error:
             raise client.trouble(path, error) from error
 
 

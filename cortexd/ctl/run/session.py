@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ipc.control import ControlClient, ControlClosed
-
 from cortexd.ctl.run.console import Console
 from cortexd.ctl.run.daemon import Daemon
 from cortexd.ctl.run.readiness import Ready, Waiting, judge
 from cortexd.ctl.units import span
+from ipc.controlclient import ControlClient
+from ipc.controlwire import ControlClosed
 
 Facts = dict[str, Any]
 STOP_TIMEOUT_S = 45.0
