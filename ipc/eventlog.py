@@ -69,9 +69,6 @@ class EventLog:
 
     def since(self, id: int, limit: int = 1000) -> list[Event]:
         """The oldest `limit` events after `id` that are still known."""
-        first = self._events[0].id if self._events else 0
-        if id < first:
-            return list(islice(self._events, limit))
         return list(islice((event for event in self._events if event.id > id), limit))
 
     @property

@@ -170,6 +170,7 @@ def test_a_missing_required_key_names_its_table(tmp_path: Path) -> None:
         ("labels = 'x'", "labels: must be a list, not text"),
         ("labels = [1]", "labels: must be text, not a whole number"),
         ("ports = [1.5]", "ports: must be a whole number, not a number"),
+        ("ports = [true]", "ports: must be a whole number, not true or false"),
         ("ports = [0]", "ports: must be at least 1, not 0"),
         ("kind = 'lur'", "kind: must be one of lru, priority, not 'lur'"),
     ],

@@ -190,6 +190,8 @@ def test_a_record_too_big_for_a_datagram_goes_in_a_sealed_memfd(
         assert decode_native(file.read())["BLOB"] == b"z" * 600_000
         with pytest.raises(PermissionError):
             os.ftruncate(file.fileno(), 0)
+        with pytest.raises(PermissionError):
+            os.pwrite(file.fileno(), b"x", 0)
 
 
 def test_without_journald_a_record_is_not_taken(tmp_path: Path) -> None:
