@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -272,3 +273,44 @@ def test_journald_is_used_only_when_stderr_is_its_stream(
         timeout=20,
     )
     assert done.stdout == mode + "\n"
+
+
+JOURNALD = Path("/lib/systemd/systemd-journald")
+REAL = r"""
+set -e
+mount --no-mtab -t tmpfs tmpfs /run
+mkdir -p /run/systemd/journal /run/log/journal
+"$1" &
+until [ -S /run/systemd/journal/socket ]; do sleep 0.02; done
+"$2" -c '
+from ipc.journal import Journal
+journal = Journal("neurond", mode="native")
+journal.error("model marked poisoned\nwhy", event="model.poisoned", device="gpu-0")
+journal.info("big", device="gpu-0", blob="z" * 400_000)
+'
+until [ "$(journalctl -o cat DEVICE=gpu-0 | grep -c big)" = 1 ]; do sleep 0.02; done
+SYSTEMD_COLORS=0 journalctl --all -o json DEVICE=gpu-0
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a private /run needs root")
+@pytest.mark.skipif(not JOURNALD.exists(), reason="there is no systemd-journald")
+@pytest.mark.skipif(not shutil.which("unshare"), reason="there is no unshare")
+def test_a_real_journald_reads_the_fields_back() -> None:
+    private = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*private, "true"], capture_output=True).returncode:
+        pytest.skip("namespaces are not permitted here")
+    done = subprocess.run(
+        [*private, "bash", "-c", REAL, "-", str(JOURNALD), sys.executable],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(records) == 2, done.stderr
+    marked, big = records
+    assert marked["MESSAGE"] == "model marked poisoned\nwhy"
+    assert marked["MESSAGE_ID"] == message_id("model.poisoned")
+    assert (marked["PRIORITY"], marked["SYSLOG_IDENTIFIER"]) == ("3", "neurond")
+    assert big["BLOB"] == "z" * 400_000
