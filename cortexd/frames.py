@@ -102,11 +102,9 @@ class Frames:
         return b""
 
     def _look_for_end(self, whole: bytes) -> None:
-        found = None
-        for found in _TERMINAL.finditer(whole):
-            pass
-        if found is not None:
-            self.terminal = "done" if found[1] else "error"
+        ends = list(_TERMINAL.finditer(whole))
+        if ends:
+            self.terminal = "done" if ends[-1][1] else "error"
 
 
 def _end_of_frames(held: bytearray, start: int) -> int:

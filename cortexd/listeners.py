@@ -18,8 +18,10 @@ class Address(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else ":".join(
-            (self.host, str(self.port))
+        return (
+            f"[{self.host}]:{self.port}"
+            if ":" in self.host
+            else ":".join((self.host, str(self.port)))
         )
 
 
@@ -33,9 +35,7 @@ def parse(text: str) -> Address:
     return Address(bare or "0.0.0.0", int(port))
 
 
-def take(
-    name: str, text: str, inherited: Mapping[str, socket.socket]
-) -> socket.socket:
+def take(name: str, text: str, inherited: Mapping[str, socket.socket]) -> socket.socket:
     """The service manager's socket of that name, else a new one. Raises OSError."""
     if name in inherited:
         inherited[name].setblocking(False)

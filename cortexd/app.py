@@ -1,0 +1,123 @@
+"""The composition root of a gateway worker: settings in, ASGI app out.
+
+    Edge ─▶ Falcon ─▶ resources ─▶ Relay ─▶ Pool per node ─▶ node
+                          ▲          ▲
+                      Documents   Snapshot ◀─ Feed ◀─ fleet.sock
+
+Imports no torch: a gateway-only host has none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import falcon.asgi
+
+from cortexd import config, documents
+from cortexd.auth import Open
+from cortexd.documents import Documents
+from cortexd.feed import Feed
+from cortexd.nodes import endpoint
+from cortexd.nodes.pool import Pool
+from cortexd.relay import Relay, RelayLimits
+from cortexd.resources.chat import ChatResource
+from cortexd.resources.models import ModelResource, ModelsResource
+from cortexd.resources.state import HealthResource, VersionResource
+from cortexd.series import Accounts, Series
+from cortexd.snapshot import EMPTY, Snapshot
+from ipc.journal import Journal
+from neurond.serving.edge import Edge
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a worker is told, beside the configuration."""
+
+    gateway: str
+    fleet_path: str
+    settings: dict[str, Any]
+
+    def to_extra(self) -> dict[str, Any]:
+        """For `FrontendSettings.extra`."""
+        return {
+            "gateway": self.gateway,
+            "fleet_path": self.fleet_path,
+            "settings": self.settings,
+            "child_exit": "cortexd.series:mark_dead",
+        }
+
+
+def create(extra: dict[str, Any]) -> Edge:
+    """Called in each worker."""
+    return Worker(extra, Series()).edge
+
+
+class Worker:
+    """Everything a worker owns."""
+
+    def __init__(self, extra: dict[str, Any], series: Series) -> None:
+        self._gateway = extra["gateway"]
+        given = config.build(extra["settings"]).config
+        journal = Journal("cortexd", mode=given.log.format)
+        self._pools = _pools(given)
+        self._feed = Feed(Path(extra["fleet_path"]), journal, self._take)
+        self._follower: asyncio.Task[None] | None = None
+        self._is_stopping = False
+        self._take(EMPTY)
+        accounts = Accounts(series)
+        relay = Relay(
+            snapshot=self._feed.snapshot,
+            pools=self._pools,
+            accounts=accounts,
+            journal=journal,
+            limits=RelayLimits(
+                given.gateway.idle_timeout_s, given.gateway.stall_timeout_s
+            ),
+            is_stopping=lambda: self._is_stopping,
+        )
+        app = self._routes(relay, accounts, given)
+        self.edge = Edge(app, journal)
+
+    def _routes(
+        self, relay: Relay, accounts: Accounts, given: config.Config
+    ) -> falcon.asgi.App[Any, Any]:
+        app: falcon.asgi.App[Any, Any] = falcon.asgi.App(middleware=[self])
+        body_bytes = given.gateway.body_bytes
+        chat = ChatResource(relay, accounts, Open(), body_bytes=body_bytes)
+        app.add_route("/v1/chat/completions", chat)
+        app.add_route("/v1/models", ModelsResource(self.documents))
+        app.add_route("/v1/models/{model:path}", ModelResource(self.documents))
+        app.add_route("/health", HealthResource(self.documents))
+        app.add_route("/version", VersionResource(self._gateway))
+        return app
+
+    def documents(self) -> Documents:
+        return self._documents
+
+    def _take(self, snapshot: Snapshot) -> None:
+        self._documents = documents.of(snapshot, self._gateway)
+
+    async def process_startup(self, _scope: Any, _event: Any) -> None:
+        self._follower = asyncio.create_task(self._feed.follow())
+
+    async def process_shutdown(self, _scope: Any, _event: Any) -> None:
+        """The drain is over: what is still open is about to be cancelled."""
+        self._is_stopping = True
+        if self._follower is not None:
+            self._follower.cancel()
+        for pool in self._pools.values():
+            pool.close()
+
+
+def _pools(given: config.Config) -> dict[str, Pool]:
+    return {
+        neuron.name: Pool(
+            endpoint.parse(neuron.endpoint),
+            token=neuron.token,
+            connect_timeout_s=given.gateway.connect_timeout_s,
+        )
+        for neuron in given.neurons
+    }

@@ -1,0 +1,67 @@
+"""POST /v1/chat/completions: handed to a node, byte for byte.
+
+Gateway worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import falcon
+
+from cortexd.auth import Open
+from cortexd.peek import peek
+from cortexd.relay import Ask, Relay
+from cortexd.series import Account, Accounts
+from cortexd.stream import RelayStream
+from ipc.errors import ServiceError
+from neurond.serving.body import require_json
+from neurond.serving.edge import Request, Response, exchange_of
+
+_PATH = "/v1/chat/completions"
+
+
+class ChatResource:
+    def __init__(
+        self, relay: Relay, accounts: Accounts, auth: Open, *, body_bytes: int
+    ) -> None:
+        self._relay = relay
+        self._accounts = accounts
+        self._auth = auth
+        self._body_bytes = body_bytes
+
+    async def on_post(self, req: Request, resp: Response) -> None:
+        account = self._accounts.open()
+        exchange_of(req).on_close(account.close)
+        try:
+            await self._answer(req, resp, account)
+        except ServiceError as error:
+            account.end_with(error.status)
+            raise
+        except asyncio.CancelledError:
+            account.end("client_gone")
+            raise
+
+    async def _answer(self, req: Request, resp: Response, account: Account) -> None:
+        self._auth.principal(req.headers_lower)
+        answer = await self._relay.answer(await self._ask(req), account)
+        if isinstance(answer, RelayStream):
+            exchange_of(req).on_close(answer.release)
+            resp.content_type = "text/event-stream"
+            resp.set_header("cache-control", "no-cache")
+            resp.stream = answer
+            return
+        resp.status = answer.status
+        resp.content_type = falcon.MEDIA_JSON
+        resp.data = answer.body
+        if answer.retry_after:
+            resp.set_header("retry-after", answer.retry_after)
+        account.end_with(answer.status, answer.usage)
+
+    async def _ask(self, req: Request) -> Ask:
+        """Raises ClientError."""
+        require_json(req.headers_lower)
+        exchange = exchange_of(req)
+        body = await exchange.body.read(req.headers_lower, limit_bytes=self._body_bytes)
+        seen = peek(body)
+        return Ask(seen.model, seen.stream, _PATH, exchange.request_id, seen.body_for)

@@ -1,0 +1,186 @@
+"""A node's stream on its way to one client, after the commit point.
+
+Gateway worker. Frames go through whole; the end is always said: the node's own terminal
+event, or an error event of ours when the node dies, falls silent or talks nonsense. A
+client that is gone, or reads nothing for too long, ends the exchange with the node.
+
+    frames … ─▶ terminal event of the node ─▶ end            outcome ok or broken
+             └▶ node gone ─▶ error event ─▶ end              outcome broken
+             └▶ client gone: close()                         outcome client_gone
+
+Invariant: no stream ends without exactly one terminal event, unless its client left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cortexd.frames import Frames, FrameTooLarge
+from cortexd.nodes.http import NodeError, Silent
+from cortexd.nodes.pool import Answer
+from cortexd.series import Account
+from ipc.errors import ServiceError, cause_chain, error_for
+from ipc.journal import Journal
+from neurond.serving.openai import error_event
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """For whom, and how long it may read nothing."""
+
+    request_id: str
+    node: str
+    stall_timeout_s: float
+
+
+class RelayStream:
+    """An async iterator of whole frames; `close` on every way out."""
+
+    def __init__(
+        self,
+        answer: Answer,
+        account: Account,
+        party: Party,
+        *,
+        journal: Journal,
+        is_stopping: Callable[[], bool],
+    ) -> None:
+        self._answer = answer
+        self._account = account
+        self._party = party
+        self._journal = journal
+        self._is_stopping = is_stopping
+        self._frames = Frames()
+        self._first = b""
+        self._ended = False
+        self._sent_s: float | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        """Wait for the first frame: until it is there, another node may take over.
+
+        Raises NodeError.
+        """
+        while not self._first:
+            data = await self._answer.read()
+            if not data:
+                raise NodeError("the stream ended before its first frame")
+            self._first = self._fed(data)
+
+    def __aiter__(self) -> RelayStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._sent_s = None
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            data = await self._next()
+        except NodeError as error:
+            data = self._broken(_told(error), cause_chain(error))
+        except asyncio.CancelledError:
+            if not self._is_stopping():
+                raise
+            data = self._broken(error_for("shutting_down", "the gateway stopped"), ())
+        if not data:
+            raise StopAsyncIteration
+        self._watch_client()
+        return data
+
+    async def close(self) -> None:
+        """The server calls it when it is done with the stream, or the client is."""
+        self.release()
+
+    def release(self) -> None:
+        if not self._ended:
+            self._end()
+            self._account.end("client_gone", self._frames.usage)
+
+    async def _next(self) -> bytes:
+        """Some frames; b"" at the end. Raises NodeError."""
+        if self._first:
+            data, self._first = self._first, b""
+            return data
+        frames = self._frames
+        while True:
+            try:
+                data = await self._answer.read()
+            except NodeError:
+                if not frames.terminal:
+                    raise
+                data = b""  # it said all that it had to say
+            if data:
+                if frames_now := self._fed(data):
+                    return frames_now
+            elif frames.terminal:
+                return self._finish()
+            else:
+                raise NodeError("the stream ended without a terminal event")
+
+    def _fed(self, data: bytes) -> bytes:
+        try:
+            whole = self._frames.feed(data)
+        except FrameTooLarge as error:
+            raise NodeError(str(error)) from error
+        if self._frames.has_token:
+            self._account.first_token()
+        return whole
+
+    def _finish(self) -> bytes:
+        """The node said the end; what is left of its bytes goes along."""
+        self._end()
+        done = self._frames.terminal == "done"
+        self._account.end("ok" if done else "broken", self._frames.usage)
+        return self._frames.rest()
+
+    def _broken(self, error: ServiceError, causes: tuple[str, ...]) -> bytes:
+        """Our error event; the frame that was begun is dropped."""
+        self._journal.warning(
+            "stream broken",
+            event="stream.broken",
+            node=self._party.node,
+            request=self._party.request_id,
+            code=error.code,
+            cause=" <- ".join(causes),
+        )
+        self._end()
+        self._account.end("broken", self._frames.usage)
+        return error_event(error, self._party.request_id)
+
+    def _end(self) -> None:
+        self._ended = True
+        self._answer.release()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+
+    # ---- the client's pace ----------------------------------------------------------
+
+    def _watch_client(self) -> None:
+        """`send` is about to block for as long as the client reads nothing."""
+        loop = asyncio.get_running_loop()
+        self._sent_s = loop.time()
+        if self._stall_timer is None and not self._ended:
+            task = asyncio.current_task()
+            self._stall_timer = loop.call_later(
+                self._party.stall_timeout_s, self._look_at_client, loop, task
+            )
+
+    def _look_at_client(
+        self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[object] | None
+    ) -> None:
+        """One timer per stream, not one per frame."""
+        waited_s = 0.0 if self._sent_s is None else loop.time() - self._sent_s
+        left_s = self._party.stall_timeout_s - waited_s
+        if left_s <= 0 and task is not None:
+            task.cancel()
+            return
+        self._stall_timer = loop.call_later(left_s, self._look_at_client, loop, task)
+
+
+def _told(error: NodeError) -> ServiceError:
+    """What a client may know."""
+    if isinstance(error, Silent):
+        return error_for("bad_gateway", "the node stopped answering")
+    return error_for("bad_gateway", "the node closed the connection in mid-answer")
