@@ -109,17 +109,14 @@ class Session:
         await asyncio.get_running_loop().create_future()  # until it is cancelled
 
     async def _start(self) -> Ready:
-        node, gateway = self._parts
+        node = self._parts[0]
         for part in self._parts:
             part.prepare(self._facts.get(node.name, {}))
             self._launch(part)
             await self._watch(part)
-        while True:
-            verdict = judge(self._facts.get(node.name), self._facts.get(gateway.name))
-            if isinstance(verdict, Ready):
-                return verdict
-            self._draw(verdict)
+        while not isinstance(verdict := self._look(), Ready):
             await self._change()
+        return verdict
 
     def _launch(self, part: Part) -> None:
         try:
@@ -157,7 +154,17 @@ class Session:
 
     def _on_facts(self, part: Part, facts: Facts) -> None:
         self._facts[part.name] = facts
+        if not self._ready:
+            self._look()  # the model goes on while the gateway is still starting
         self._changed.set()
+
+    def _look(self) -> Waiting | Ready:
+        """Where the start stands; shows what is waited for."""
+        node, gateway = (self._facts.get(part.name) for part in self._parts)
+        verdict = judge(node, gateway)
+        if isinstance(verdict, Waiting) and not self._work.cancelling():
+            self._console.progress(verdict.model)
+        return verdict
 
     async def _change(self) -> None:
         """New facts, or a second without any: the bar shows time that passes."""
@@ -166,9 +173,6 @@ class Session:
         except TimeoutError:
             pass  # nothing new is a reason to draw, too
         self._changed.clear()
-
-    def _draw(self, waiting: Waiting) -> None:
-        self._console.progress(waiting.model)
 
     def _doing(self) -> str:
         """What a start that takes too long was waiting for."""

@@ -37,6 +37,7 @@ class StandIn:
         self.facts = given.gateway() if kind == "gateway" else given.node()
         self.server: ControlServer
         self._event_id = 2
+        self.followed = asyncio.Event()
         if "impaired" in words:
             line = {"level": "error", "code": "CX-CUDA", "text": "x", "next": "y"}
             self.facts |= {"state": "impaired", "health": [line]}
@@ -53,6 +54,17 @@ class StandIn:
             "unload": self._unload,
             "events": self._events,
         }
+
+    def current(self) -> Facts:
+        """What a new follower is told first."""
+        self.followed.set()
+        return self.facts
+
+    async def start(self) -> None:
+        """A first load that no follower misses."""
+        self._set(status="loading", stage="queued", percent=0.0)
+        await self.followed.wait()
+        await self.walk("loaded")
 
     async def walk(self, goal: str) -> None:
         """The stages of a load, published one by one."""
@@ -138,11 +150,11 @@ async def serve(path: Path, kind: str, words: set[str]) -> None:
             listener,
             stand_in.handlers(),
             authorize=lambda _peer: "refuse" not in words,
-            topics={"state": lambda: stand_in.facts, "events": None},
+            topics={"state": stand_in.current, "events": None},
         )
         stand_in.server.start(loop)
         if "starting" in words:
-            stand_in.server.spawn(stand_in.walk("loaded"))
+            stand_in.server.spawn(stand_in.start())
         print(f"12:00:01 {kind}  serving", flush=True)
         await stop.wait()
         print(f"12:00:02 {kind}  stopping", flush=True)
