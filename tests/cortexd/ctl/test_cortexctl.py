@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import resource
 import signal
 import subprocess
 import sys
@@ -34,21 +35,31 @@ def test_nothing_heavy_is_imported_for_a_verb(verb: str) -> None:
     assert not HEAVY & set(loaded)
 
 
-def test_status_shows_node_and_gateway_and_is_fast(tmp_path: Path) -> None:
+def test_status_shows_node_and_gateway(tmp_path: Path) -> None:
     with stand_in(tmp_path, "node"), stand_in(tmp_path, "gateway"):
         run = cortexctl(tmp_path, "status")
-        took_s = []
-        for _ in range(9):
-            began_s = time.perf_counter()
-            cortexctl(tmp_path, "status")
-            took_s.append(time.perf_counter() - began_s)
 
     assert run.returncode == Exit.DONE, run.stderr
     assert run.stdout.splitlines()[0].startswith("gateway  box-a  ● ready")
     assert run.stdout.splitlines()[-1] == "● no problems"
     assert run.stderr == ""
-    # the goal is 120 ms; the median on a shared machine may be twice that
-    assert sorted(took_s)[4] < 0.24
+
+
+def test_status_takes_less_than_120_ms_of_a_core(tmp_path: Path) -> None:
+    """Processor time, not the clock's: neighbours on the machine don't count."""
+    environ = environment(tmp_path)
+    measured = {k: v for k, v in environ.items() if not k.startswith("COVERAGE")}
+    argv = [sys.executable, "-m", "cortexd.ctl", "status"]
+    took_s = []
+    with stand_in(tmp_path, "node"), stand_in(tmp_path, "gateway"):
+        for _ in range(5):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(argv, env=measured, capture_output=True, check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            user_s = after.ru_utime - before.ru_utime
+            took_s.append(user_s + after.ru_stime - before.ru_stime)
+
+    assert min(took_s) < 0.12
 
 
 def test_json_has_the_documents_of_the_daemons(tmp_path: Path) -> None:
