@@ -230,18 +230,6 @@ def test_a_header_block_of_over_64_kib_is_431(served: Frontend) -> None:
     assert error_of(answer)["message"] == "the header block is too large"
 
 
-def test_the_header_blocks_of_a_long_connection_do_not_add_up(
-    served: Frontend,
-) -> None:
-    request = b"GET /worker HTTP/1.1\r\nX-A: " + b"a" * 7000
-    with served.connect() as client:
-        for _ in range(10):
-            client.sendall(request)
-            time.sleep(0.005)  # so that it arrives in two pieces
-            client.sendall(b"\r\n\r\n")
-            assert status_of(read_until(client, b"]}")) == 200
-
-
 @pytest.mark.parametrize(
     "request_bytes",
     [
@@ -331,7 +319,7 @@ def test_a_client_with_a_slow_header_is_closed_in_time_while_others_are_served(
     answer, took_s = result[0]
     assert status_of(answer) == 408
     assert 0.35 < took_s < 5
-    assert served_meanwhile > 5
+    assert served_meanwhile > 3
 
 
 def test_half_a_request_line_and_then_silence_is_closed(served: Frontend) -> None:
@@ -358,15 +346,31 @@ def test_an_idle_connection_is_closed_after_its_answer(served: Frontend) -> None
         assert 0.15 < time.monotonic() - begun_s < 5
 
 
-def test_a_header_that_has_begun_is_not_cut_by_the_idle_limit(served: Frontend) -> None:
-    """The idle limit, 0.2 s, is shorter here than the header's, 0.4 s."""
-    with served.connect() as client:
-        client.sendall(GET % b"worker")
-        read_until(client, b"]}")
-        client.sendall(b"GET /wor")
-        time.sleep(0.3)
-        client.sendall(b"ker HTTP/1.1\r\nHost: x\r\n\r\n")
-        read_until(client, b"]}")
+def test_a_header_that_has_begun_is_not_cut_by_the_idle_limit(
+    frontend: Starter,
+) -> None:
+    front = frontend(keep_alive_s=0.2)
+    front.start().worker()
+    with front.connect() as client:
+        for _ in range(2):
+            client.sendall(b"GET /wor")
+            time.sleep(0.3)
+            client.sendall(b"ker HTTP/1.1\r\nHost: x\r\n\r\n")
+            read_until(client, b"]}")
+
+
+def test_the_header_blocks_of_a_long_connection_do_not_add_up(
+    frontend: Starter,
+) -> None:
+    front = frontend()
+    front.start().worker()
+    request = b"GET /worker HTTP/1.1\r\nX-A: " + b"a" * 7000
+    with front.connect() as client:
+        for _ in range(10):
+            client.sendall(request)
+            time.sleep(0.005)  # so that it arrives in two pieces
+            client.sendall(b"\r\n\r\n")
+            assert status_of(read_until(client, b"]}")) == 200
 
 
 def test_a_header_pipelined_in_part_behind_a_request_has_a_deadline_too(
@@ -396,7 +400,7 @@ def test_one_connection_too_many_is_503_with_retry_after(served: Frontend) -> No
     try:
         for _ in range(20):
             clients.append(served.connect())
-            clients[-1].sendall(GET % b"stream?n=1&ms=200")
+            clients[-1].sendall(GET % b"stream?n=100&ms=100")
             clients[-1].recv(10)
         answer = served.ask(b"")
         assert status_of(answer) == 503
