@@ -14,6 +14,7 @@ from typing import Any
 
 TITLE_PREFIX = "neurond"
 APP = "neurond.frontend.app:create"
+PRELOAD = ("neurond.frontend.app",)
 CHILD_EXIT = "neurond.frontend.metrics:mark_dead"
 
 
@@ -54,5 +55,6 @@ def frontend_settings(
         "workers": workers,
         "graceful_timeout_s": graceful_timeout_s,
         "header_deadline_s": header_deadline_s,
+        "preload": list(PRELOAD),
         "extra": worker.to_extra(),
     }

@@ -99,6 +99,11 @@ class RequestTable:
     def in_flight(self, device: str) -> int:
         return self._per_device[device]
 
+    def check_room(self) -> None:
+        """Raises CapacityError queue_full: before any work is done for a request."""
+        if len(self._entries) >= self._max_entries:
+            raise error_for("queue_full", "every queue place of this worker is taken")
+
     def submit(
         self, device: str, channel: Channel, submit: Submit, sink: Sink
     ) -> Entry:
@@ -106,8 +111,7 @@ class RequestTable:
 
         Raises ServiceError; then the sink hears nothing.
         """
-        if len(self._entries) >= self._max_entries:
-            raise error_for("queue_full", "every queue place of this worker is taken")
+        self.check_room()
         numbered = replace(submit, id=self._next_id)
         self._next_id += 1
         _send(channel, numbered)

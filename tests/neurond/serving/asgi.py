@@ -29,6 +29,7 @@ async def exchange(
     path: str,
     body: bytes = b"",
     headers: dict[str, str] | None = None,
+    on_chunk: Callable[[bytes], None] = lambda _chunk: None,
 ) -> Answer:
     """Send one request, collect the answer."""
     answer = Answer()
@@ -47,6 +48,7 @@ async def exchange(
             answer.headers = {k.decode(): v.decode() for k, v in pairs}
         else:
             answer.body += event.get("body", b"")
+            on_chunk(event.get("body", b""))
 
     scope = {
         "type": "http",

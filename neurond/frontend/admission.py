@@ -1,0 +1,74 @@
+"""May this node serve a chat for this model now? If not, which answer is true.
+
+Pure; front-end worker. Decided from the facts that the supervisor pushed last.
+
+Invariant: 404 only for a model that the node doesn't know; every other refusal says
+what is going on and when to come back (S14, S25).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ipc.errors import ServiceError, error_for
+
+Fact = Mapping[str, Any]
+
+_STOPPING = ("draining", "stopping")
+_LOADING = ("converting", "loading", "fetching")
+_RECOVERING = ("recovering", "poisoned")
+_LONGEST_RETRY_S = 30.0
+
+
+def refusal(state: str, model: str, fact: Fact | None) -> ServiceError | None:
+    """None: serve it. `state` is the node's, "" while nothing is known of it."""
+    if not state:
+        return error_for("overloaded", "the node is starting")
+    if state in _STOPPING:
+        return error_for("shutting_down", "the node is stopping")
+    if fact is None:
+        words = f"model {model} does not exist here; GET /v1/models lists what does"
+        return error_for("model_not_found", words, param="model")
+    return _model_refusal(model, fact)
+
+
+def _model_refusal(model: str, fact: Fact) -> ServiceError | None:
+    status = fact["status"]
+    if status in _LOADING:
+        return _loading(model, fact)
+    if status in _RECOVERING:
+        words = f"the device of model {model} is coming back"
+        return error_for("model_recovering", words)
+    if status != "loaded":
+        return error_for("no_healthy_node", _idle_words(model, fact))
+    servable = fact.get("servable") or {"ok": True}
+    if not servable.get("ok", True):
+        reason = servable.get("reason") or "it is not servable now"
+        return error_for("no_healthy_node", f"model {model}: {reason}")
+    return None
+
+
+def _loading(model: str, fact: Fact) -> ServiceError:
+    percent, eta_s = fact.get("percent") or 0, fact.get("eta_s")
+    retry_s = min(max(1.0, float(eta_s)), _LONGEST_RETRY_S) if eta_s else None
+    return error_for(
+        "model_loading",
+        f"model {model} is being loaded: {fact.get('stage') or 'waiting'}, {percent} %",
+        retry_after_s=retry_s,
+        fields={"percent": percent, "eta_s": eta_s},
+    )
+
+
+def _idle_words(model: str, fact: Fact) -> str:
+    status = fact["status"]
+    if status == "failed":
+        return f"model {model} could not be loaded: {_failure(fact)}"
+    if status == "unloaded":
+        return f"model {model} is not loaded; load it with POST /models/load"
+    return f"model {model} is {status}"
+
+
+def _failure(fact: Fact) -> str:
+    wire = fact.get("error")
+    return str(wire[1]) if wire else str(fact.get("reason") or "see the journal")

@@ -1,0 +1,134 @@
+"""One client's request while it runs: its choices, its end, its usage.
+
+Front-end worker. The work belongs to the entries of the request table, not to the task
+that reads the answer; `close` cancels what has not ended, on every way out.
+
+    start ─▶ committed (or an error that is still a status) ─▶ changed … ─▶ ended
+
+Invariant: after `close` no entry of it is in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ipc.errors import ServiceError, error_for
+from ipc.messages import Submit
+from neurond.serving.choice import Choice
+from neurond.serving.detokenize import Detokenizer, Pieces
+from neurond.serving.requests import Channel, Entry, RequestTable
+from neurond.serving.stops import StopBuffer
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens; `completion` of all choices together."""
+
+    prompt: int
+    completion: int
+    cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to run: `submit` once per choice, on `device`."""
+
+    submit: Submit
+    num_choices: int
+    stops: tuple[str, ...]
+    pieces: Pieces
+    paced: bool
+
+
+class Generation:
+    def __init__(
+        self, table: RequestTable, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._table = table
+        self._clock = clock
+        self._entries: dict[Choice, Entry] = {}
+        self._num_prompt = 0
+        self._changed = False
+        self._waiter: asyncio.Future[None] | None = None
+        self.choices: list[Choice] = []
+
+    def start(self, order: Order, device: str, channel: Channel) -> None:
+        """Submit every choice, or none. Raises ServiceError."""
+        self._num_prompt = order.submit.num_prompt
+        try:
+            for index in range(order.num_choices):
+                choice = self._choice(order)
+                submit = replace(order.submit, choice=index)
+                entry = self._table.submit(device, channel, submit, choice)
+                self._entries[choice] = entry
+                self.choices.append(choice)
+        except ServiceError:
+            self.close()
+            raise
+
+    def _choice(self, order: Order) -> Choice:
+        return Choice(
+            Detokenizer(order.pieces),
+            StopBuffer(order.stops),
+            paced=order.paced,
+            clock=self._clock,
+            on_change=self._on_change,
+            on_stop=lambda choice: self._table.cancel(self._entries[choice]),
+        )
+
+    @property
+    def error(self) -> ServiceError | None:
+        """The first error of a choice; it is the whole answer's."""
+        return next((c.error for c in self.choices if c.error is not None), None)
+
+    @property
+    def ended(self) -> bool:
+        return self.error is not None or all(c.ended for c in self.choices)
+
+    @property
+    def usage(self) -> Usage:
+        completion = sum(c.num_tokens for c in self.choices)
+        cached = max((c.num_cached for c in self.choices), default=0)
+        return Usage(self._num_prompt, completion, cached)
+
+    async def committed(self, timeout_s: float) -> None:
+        """Return once the device has accepted it. Raises ServiceError."""
+        deadline_s = self._clock() + timeout_s
+        while not all(c.accepted or c.ended for c in self.choices):
+            left_s = deadline_s - self._clock()
+            if self.error is not None or left_s <= 0:
+                break
+            await self.changed(left_s)
+        if self.error is not None:
+            raise self.error
+        if not all(c.accepted for c in self.choices):
+            raise error_for("overloaded", "the device gave no decision in time")
+
+    async def changed(self, timeout_s: float) -> bool:
+        """Wait for something to take; False after `timeout_s` of silence."""
+        if not self._changed:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(timeout_s, self._wake)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        changed, self._changed = self._changed, False
+        return changed
+
+    def close(self) -> None:
+        for entry in self._entries.values():
+            self._table.cancel(entry)
+
+    def _on_change(self) -> None:
+        self._changed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

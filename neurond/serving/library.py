@@ -1,0 +1,152 @@
+"""The models a worker can speak for: tokenizer, template, defaults, stop ids.
+
+Front-end worker (and the gateway's, for a local node). Folders are read in a small
+thread pool as soon as a model begins to load, so that the first request finds it ready;
+long texts are rendered and encoded there too, where the tokenizer releases the
+interpreter.
+
+Invariant: the event loop reads no file and renders no long text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ipc.errors import HostError, ServiceError, cause_chain, error_for
+from neurond.serving.messages import Message
+from neurond.serving.params import ModelLimits, generation_defaults
+from neurond.serving.prompt import ChatTemplate
+from neurond.serving.tokenizer import Tokenizer, load
+
+INLINE_CHARS = 8 << 10
+_INLINE_LIMIT_S = 0.1
+_LIMIT_S = 5.0
+_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What serving knows of one model folder."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    defaults: Mapping[str, Any]
+    stop_ids: tuple[int, ...]
+
+    def limits(self, window: int) -> ModelLimits:
+        return ModelLimits(window, self.tokenizer.vocab_size, self.defaults)
+
+    def prompt_ids(
+        self, messages: Sequence[Message], *, limit_s: float
+    ) -> tuple[int, ...]:
+        if self.template is None:
+            raise error_for("template_render_failed", "this model has no chat template")
+        segments = self.template.render(messages, limit_s=limit_s)
+        return tuple(self.tokenizer.encode(segments))
+
+
+def read_model(folder: Path) -> ServedModel:
+    """Blocking, up to seconds. Raises OSError, ValueError."""
+    tokenizer = load(folder)
+    generation = _read_json(folder / "generation_config.json")
+    config = _read_json(folder / "config.json")
+    source = tokenizer.chat_template
+    controls = (tokenizer.special_tokens, tokenizer.control_texts)
+    ends = (generation.get("eos_token_id"), config.get("eos_token_id"))
+    return ServedModel(
+        tokenizer=tokenizer,
+        template=ChatTemplate(source, *controls) if source else None,
+        defaults=generation_defaults(generation),
+        stop_ids=_stop_ids(*ends, tokenizer.eos_id),
+    )
+
+
+class Library:
+    def __init__(self, read: Callable[[Path], ServedModel] = read_model) -> None:
+        self._read = read
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenizer")
+        self._folders: dict[str, str] = {}
+        self._models: dict[str, asyncio.Future[ServedModel]] = {}
+
+    def keep(self, folders: Mapping[str, str]) -> None:
+        """Have exactly these models at hand: {id: folder}."""
+        loop = asyncio.get_running_loop()
+        for model in self._folders.keys() - folders.keys():
+            del self._models[model]
+        for model, folder in folders.items():
+            if self._folders.get(model) != folder:
+                future = loop.run_in_executor(self._pool, self._read, Path(folder))
+                future.add_done_callback(_retrieve)
+                self._models[model] = future
+        self._folders = dict(folders)
+
+    async def get(self, model: str, *, timeout_s: float) -> ServedModel:
+        """Raises ServiceError when its folder can't be read, or not in time."""
+        future = self._models.get(model)
+        if future is None:
+            raise error_for("model_loading", f"model {model} is being loaded")
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), timeout_s)
+        except TimeoutError as error:
+            words = f"the tokenizer of {model} is being loaded"
+            raise error_for("model_loading", words) from error
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise _unreadable(model, error) from error
+
+    async def prompt_ids(
+        self, model: ServedModel, messages: Sequence[Message]
+    ) -> tuple[int, ...]:
+        """Raises ClientError template_render_failed."""
+        if sum([len(message["content"]) for message in messages]) <= INLINE_CHARS:
+            return model.prompt_ids(messages, limit_s=_INLINE_LIMIT_S)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._pool, lambda: model.prompt_ids(messages, limit_s=_LIMIT_S)
+        )
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _retrieve(future: asyncio.Future[ServedModel]) -> None:
+    """A folder that can't be read is reported to whoever asks for the model."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _unreadable(model: str, error: BaseException) -> ServiceError:
+    return HostError(
+        f"the tokenizer of {model} can't be loaded",
+        code="load_failed",
+        chain=cause_chain(error),
+    )
+
+
+def _stop_ids(*values: Any) -> tuple[int, ...]:
+    """Ids from the forms that configurations use: absent, one, several."""
+    ids: set[int] = set()
+    for value in values:
+        several = value if type(value) is list else [value]
+        ids.update(item for item in several if type(item) is int and item >= 0)
+    return tuple(sorted(ids))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """An absent file is an empty one. Raises ValueError for nonsense."""
+    try:
+        document = msgspec.json.decode(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except msgspec.DecodeError:
+        document = json.loads(path.read_text())  # NaN and Infinity occur in configs
+    if type(document) is not dict:
+        raise ValueError(f"{path.name} holds no object")
+    return document

@@ -1,0 +1,218 @@
+"""The request table: every cell, exactly one end, nothing out of order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipc.channel import ChannelBroken
+from ipc.errors import ServiceError, error_for
+from ipc.messages import (
+    Accepted,
+    Failed,
+    Finished,
+    Progress,
+    RingUp,
+    TokenRow,
+    Tokens,
+)
+from ipc.ring import RecordTooLarge, RingFull
+from neurond.serving.requests import NEXT, Entry, RequestTable, State
+from tests.neurond.serving.lines import Heard, Line, submit
+
+FAILED = error_for("nan_logits", "NaN").to_wire()
+
+
+class Bench:
+    """One entry on one line."""
+
+    def __init__(self, max_entries: int = 8) -> None:
+        self.table = RequestTable(first_id=100, max_entries=max_entries)
+        self.line = Line()
+        self.heard = Heard()
+        self.entry = self.add(self.heard)
+
+    def add(self, heard: Heard | None = None) -> Entry:
+        return self.table.submit("gpu-0", self.line, submit(), heard or Heard())
+
+    def say(self, message: RingUp) -> None:
+        self.table.on_message("gpu-0", self.line, message)
+
+    def happen(self, event: str, request: int = 100) -> None:
+        match event:
+            case "cancel":
+                self.table.cancel(self.entry)
+            case "down":
+                self.table.on_down("gpu-0", 1)
+            case _:
+                self.say(message_of(event, request, len(self.entry.emitted)))
+
+
+def message_of(event: str, request: int, emitted: int) -> RingUp:
+    messages: dict[str, RingUp] = {
+        "accepted": Accepted(request, 0, 2),
+        "progress": Progress(request, 1, 3),
+        "tokens": Tokens((TokenRow(request, emitted, (5, 6)),)),
+        "finished": Finished(request, "stop", 3, emitted, 2),
+        "failed": Failed(request, FAILED),
+    }
+    return messages[event]
+
+
+EVENTS = ["accepted", "progress", "tokens", "finished", "failed", "down", "cancel"]
+PATHS: dict[State, list[str]] = {
+    State.SUBMITTED: [],
+    State.ACCEPTED: ["accepted"],
+    State.ENDED: ["accepted", "finished"],
+}
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("state", State)
+def test_every_event_in_every_state_follows_the_table(state: State, event: str) -> None:
+    bench = Bench()
+    for step in PATHS[state]:
+        bench.happen(step)
+    heard_before = list(bench.heard.events)
+    bench.happen(event)
+    if state is State.ENDED:
+        assert bench.heard.events == heard_before
+        assert bench.entry.state is State.ENDED
+    elif (state, event) in NEXT:
+        assert bench.entry.state is NEXT[state, event]
+    else:
+        assert bench.entry.state is State.ENDED
+        assert bench.heard.events[-1] == ("failed", "internal_error")
+        assert bench.line.cancelled == [100]
+
+
+def test_an_answer_arrives_in_order_and_the_entry_keeps_what_a_resume_needs() -> None:
+    bench = Bench()
+    for event in ["accepted", "tokens", "tokens", "finished"]:
+        bench.happen(event)
+    assert bench.heard.names == ["accepted", "tokens", "tokens", "finished"]
+    assert bench.entry.submit.ids == (1, 2, 3)
+    assert bench.entry.emitted == [5, 6, 5, 6]
+    assert len(bench.table) == bench.table.in_flight("gpu-0") == 0
+
+
+@pytest.mark.parametrize("start", [1, 3, -1])
+def test_tokens_that_do_not_continue_the_entry_fail_it_alone(start: int) -> None:
+    bench = Bench()
+    other = bench.add()
+    bench.happen("accepted")
+    bench.happen("tokens")
+    bench.say(Tokens((TokenRow(100, start, (9,)),)))
+    assert bench.heard.events[-1] == ("failed", "internal_error")
+    assert bench.entry.emitted == [5, 6]
+    assert bench.line.cancelled == [100]
+    assert other.state is State.SUBMITTED
+
+
+def test_a_repeated_record_is_never_shown_twice() -> None:
+    bench = Bench()
+    bench.happen("accepted")
+    record = Tokens((TokenRow(100, 0, (5,)),))
+    bench.say(record)
+    bench.say(record)
+    assert bench.heard.events.count(("tokens", (5,))) == 1
+
+
+def test_an_end_that_skips_tokens_is_a_failure_not_an_answer() -> None:
+    bench = Bench()
+    bench.happen("accepted")
+    bench.say(Finished(100, "stop", 3, 5, 0))
+    assert bench.heard.events[-1] == ("failed", "internal_error")
+
+
+def test_ids_are_never_used_twice_and_start_where_told() -> None:
+    bench = Bench()
+    bench.happen("cancel")
+    bench.add()
+    bench.add()
+    assert bench.line.submitted == [100, 101, 102]
+
+
+def test_tokens_for_a_cancelled_request_ask_the_device_to_stop_again() -> None:
+    bench = Bench()
+    bench.happen("accepted")
+    bench.line.refusal = RingFull()
+    bench.happen("cancel")
+    bench.line.refusal = None
+    bench.say(Tokens((TokenRow(100, 0, (5,)),)))
+    assert bench.line.cancelled == [100]
+    assert bench.heard.names == ["accepted"]
+
+
+def test_a_dead_device_fails_its_own_generation_only() -> None:
+    bench = Bench()
+    next_line = Line(generation=2)
+    later, elsewhere = Heard(), Heard()
+    bench.table.submit("gpu-0", next_line, submit(), later)
+    bench.table.submit("gpu-1", Line(1), submit(), elsewhere)
+    bench.happen("down")
+    assert bench.heard.events == [("failed", "model_recovering")]
+    assert later.events == elsewhere.events == []
+
+
+def test_a_request_that_had_begun_hears_of_the_devices_fault() -> None:
+    bench = Bench()
+    bench.happen("accepted")
+    bench.happen("down")
+    assert bench.heard.events[-1] == ("failed", "device_fault")
+
+
+def test_a_failure_keeps_its_code_across_the_ring() -> None:
+    bench = Bench()
+    bench.happen("accepted")
+    bench.happen("failed")
+    assert bench.heard.events[-1] == ("failed", "nan_logits")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "code"),
+    [
+        (RingFull(), "queue_full"),
+        (RecordTooLarge(), "request_too_large"),
+        (ChannelBroken("x"), "model_recovering"),
+    ],
+)
+def test_a_request_that_cannot_be_sent_is_refused_and_leaves_nothing(
+    refusal: Exception, code: str
+) -> None:
+    bench = Bench()
+    bench.line.refusal = refusal
+    with pytest.raises(ServiceError) as caught:
+        bench.add()
+    assert caught.value.code == code
+    assert len(bench.table) == 1
+
+
+def test_s22_a_full_table_refuses_at_once() -> None:
+    bench = Bench(max_entries=1)
+    with pytest.raises(ServiceError) as caught:
+        bench.add()
+    assert (caught.value.code, caught.value.status) == ("queue_full", 429)
+    bench.happen("cancel")
+    bench.add()
+
+
+@given(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(100, 102))))
+def test_any_order_of_events_ends_every_entry_at_most_once(
+    events: list[tuple[str, int]],
+) -> None:
+    bench = Bench()
+    sinks: list[Any] = [bench.heard, Heard(), Heard()]
+    bench.add(sinks[1])
+    bench.add(sinks[2])
+    for event, request in events:
+        bench.happen(event, request)
+    bench.table.on_down("gpu-0", 1)
+    for heard in sinks:
+        terminal = [n for n in heard.names if n in ("finished", "failed")]
+        assert len(terminal) <= 1
+        assert not terminal or heard.names[-1] == terminal[0]
+    assert len(bench.table) == bench.table.in_flight("gpu-0") == 0
