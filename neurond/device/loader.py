@@ -11,7 +11,6 @@ random numbers and a log line.
 
 from __future__ import annotations
 
-import gc
 import inspect
 import json
 import os
@@ -137,7 +136,6 @@ def _assemble(
         **where,
     )
     tensors.clear()
-    gc.collect()
     if missing := sorted(info["missing_keys"]):
         named = ", ".join(missing[:_NAMED_KEYS])
         more = f" and {len(missing) - _NAMED_KEYS} more" * (len(missing) > _NAMED_KEYS)

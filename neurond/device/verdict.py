@@ -52,11 +52,16 @@ def fault_class(error: BaseException) -> str:
     if isinstance(error, ServiceError):
         return _KIND_CLASSES.get(error.row.kind, "host")
     names = type_names(error)
-    if "OutOfMemoryError" in names or "MemoryError" in names:
+    if "OutOfMemoryError" in names or "MemoryError" in names or _host_is_full(error):
         return "capacity"
     if "AcceleratorError" in names:
         return "device"
     return "host"
+
+
+def _host_is_full(error: BaseException) -> bool:
+    """torch has no type for it on the CPU, only this text."""
+    return any("DefaultCPUAllocator: can't alloc" in str(e) for e in causes(error))
 
 
 def nan_error() -> ServiceError:

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ipc.messages import Failed, Finished, Progress, Sampling
+from tests.neurond.device import embedded, tiny
+from tests.neurond.device.host import WORKER, Host, emitted, ends
+from tests.neurond.device.rig import make_submit
+
+SAMPLED = Sampling(temperature=0.9, top_p=0.95)
+
+
+def make_prompts() -> list[tuple[int, ...]]:
+    source = random.Random(1)
+    lengths = (1, 5, 37, 100)
+    prompts = [tuple(source.randrange(500) for _ in range(n)) for n in lengths]
+    return [*prompts, (3, 4, 5) * 20]
+
+
+PROMPTS = make_prompts()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {family: tiny.build(family, root / family) for family in tiny.FAMILIES}
+
+
+@pytest.fixture
+def host(folders: dict[str, Path]) -> Host:
+    host = Host()
+    host.load(folders["llama"])
+    return host
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_greedy_tokens_equal_those_of_transformers(
+    folders: dict[str, Path], family: str
+) -> None:
+    host = Host()
+    host.load(folders[family])
+    for prompt in PROMPTS:
+        wanted = tiny.reference(folders[family], prompt, 16)
+        assert host.run(prompt, max_tokens=16) == [wanted]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_s03_interleaved_sequences_equal_their_solo_runs(
+    folders: dict[str, Path], family: str
+) -> None:
+    host = Host(prefill_chunk=16)
+    host.load(folders[family])
+    for sampling in (Sampling(temperature=0.0), SAMPLED):
+        more = {"max_tokens": 8, "sampling": sampling}
+        solo = [host.run(prompt, **more)[0] for prompt in PROMPTS]
+        # the seed is the request's, its number among others is not
+        assert host.run(*PROMPTS, **more) == solo
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_prefill_in_chunks_equals_prefill_in_one_piece(
+    folders: dict[str, Path], family: str
+) -> None:
+    hosts = [Host(prefill_chunk=chunk) for chunk in (512, 64, 7, 1)]
+    for host in hosts:
+        host.load(folders[family])
+    answers = [host.run(PROMPTS[2], PROMPTS[4], max_tokens=8) for host in hosts]
+    assert answers[1:] == answers[:1] * 3
+
+
+def test_prefill_tells_its_progress(folders: dict[str, Path]) -> None:
+    host = Host(prefill_chunk=40)
+    host.load(folders["llama"])
+    host.engine.submit(WORKER, make_submit(1, PROMPTS[3], max_tokens=1))
+    progress = [m for m in host.drain() if isinstance(m, Progress)]
+    assert progress == [Progress(1, 40, 100), Progress(1, 80, 100)]
+
+
+def test_a_resumed_sequence_goes_on_with_the_same_tokens(host: Host) -> None:
+    prompt = PROMPTS[2]
+    for sampling in (Sampling(temperature=0.0), SAMPLED):
+        more = {"max_tokens": 20, "sampling": sampling}
+        [whole] = host.run(prompt, **more)
+        resumed = make_submit(
+            1, (*prompt, *whole[:7]), num_prompt=len(prompt), attempt=1, **more
+        )
+        host.engine.submit(WORKER, resumed)
+        messages = host.drain()
+        rows = [row for m in messages if hasattr(m, "rows") for row in m.rows]
+        assert [row.start for row in rows] == list(range(7, 20))
+        assert [row.ids[0] for row in rows] == whole[7:]
+
+
+def test_the_seed_and_the_choice_decide_what_is_drawn(host: Host) -> None:
+    more = {"max_tokens": 20, "sampling": Sampling(temperature=1.5)}
+    prompt = PROMPTS[2]
+    drawn = host.run(prompt, seed=5, **more)
+    assert host.run(prompt, seed=5, **more) == drawn
+    assert host.run(prompt, seed=6, **more) != drawn
+    assert host.run(prompt, seed=5, choice=1, **more) != drawn
+
+
+def test_a_cancel_between_steps_leaves_the_others_as_they_were(host: Host) -> None:
+    more = {"max_tokens": 16}
+    [solo] = host.run(PROMPTS[1], **more)
+    for number in (1, 2):
+        host.engine.submit(WORKER, make_submit(number, PROMPTS[1], **more))
+    messages = [m for _, m in host.engine.step() + host.engine.step()]
+    host.engine.cancel(WORKER, 1)
+    messages += host.drain()
+    assert emitted(messages, 2) == solo
+    assert set(ends(messages)) == {2}
+
+
+def test_min_tokens_holds_the_end_back(host: Host) -> None:
+    [plain] = host.run(PROMPTS[1], max_tokens=10)
+    stop = (plain[3],)
+    assert len(host.run(PROMPTS[1], max_tokens=10, stop_ids=stop)[0]) <= 3
+    late = Sampling(temperature=0.0, min_tokens=6)
+    [held] = host.run(PROMPTS[1], max_tokens=10, stop_ids=stop, sampling=late)
+    assert len(held) >= 6
+    assert plain[3] not in held[:6]
+
+
+def test_the_context_is_the_longest_a_sequence_gets(folders: dict[str, Path]) -> None:
+    host = Host()
+    host.load(folders["llama"], context=50)
+    host.engine.submit(WORKER, make_submit(1, PROMPTS[2], max_tokens=10_000))
+    end = ends(host.drain())[1]
+    assert isinstance(end, Finished)
+    assert (end.reason, end.num_prompt + end.num_emitted) == ("length", 50)
+
+
+BAD = 499
+"""A token whose embedding is NaN in the model below."""
+
+
+@pytest.fixture
+def damaged(folders: dict[str, Path], tmp_path: Path) -> Host:
+    folder = Path(shutil.copytree(folders["qwen3"], tmp_path / "damaged"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][BAD] = torch.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    host = Host()
+    host.load(folder)
+    return host
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0.0), SAMPLED])
+def test_s02_nan_fails_its_row_and_the_others_go_on_unchanged(
+    damaged: Host, sampling: Sampling
+) -> None:
+    more = {"max_tokens": 12, "sampling": sampling}
+    prompts = [tuple(i for i in p if i != BAD) for p in PROMPTS[1:4]]
+    solo = [damaged.run(prompt, **more)[0] for prompt in prompts]
+    for number, prompt in enumerate((*prompts, (1, 2, BAD, 3))):
+        damaged.engine.submit(WORKER, make_submit(number, prompt, **more))
+    messages = damaged.drain()
+    assert [emitted(messages, n) for n in range(3)] == solo
+    failed = ends(messages)[3]
+    assert isinstance(failed, Failed)
+    assert failed.error[0] == "nan_logits"
+    assert damaged.page.read().counters["nan_total"] == 1
+    assert "model NOT marked poisoned" in damaged.written.getvalue()
+
+
+def test_s02_a_shape_error_in_a_forward_fails_that_request_only(host: Host) -> None:
+    more = {"max_tokens": 8}
+    [solo] = host.run(PROMPTS[1], **more)
+    module = host.engine.models["m"].body.module
+
+    def break_one(_module: object, arguments: tuple[torch.Tensor]) -> None:
+        if arguments[0].shape[1] == len(PROMPTS[2]):
+            torch.randn(2, 3) @ torch.randn(4, 5)
+
+    hook = module.model.layers[1].mlp.register_forward_pre_hook(break_one)
+    for number, prompt in enumerate((PROMPTS[1], PROMPTS[2])):
+        host.engine.submit(WORKER, make_submit(number, prompt, **more))
+    messages = host.drain()
+    hook.remove()
+    failed = ends(messages)[1]
+    assert isinstance(failed, Failed)
+    assert failed.error[0] == "internal_error"
+    assert "shapes cannot be multiplied" in failed.error[5][0]
+    assert emitted(messages, 0) == solo
+    assert host.written.getvalue().count("model NOT marked poisoned") == 1
+    assert host.run(PROMPTS[2], **more)[0]
+
+
+def test_a_token_id_out_of_range_never_reaches_the_model(host: Host) -> None:
+    answer = host.engine.submit(WORKER, make_submit(1, (1, tiny.VOCAB_SIZE)))
+    assert isinstance(answer, Failed)
+    assert answer.error[0] == "invalid_request_error"
+    assert not host.engine.busy
+
+
+def test_running_out_of_host_memory_fails_that_request_only(host: Host) -> None:
+    module = host.engine.models["m"].body.module
+
+    def exhaust(_module: object, _arguments: object) -> None:
+        torch.empty(1 << 46, dtype=torch.uint8)
+
+    hook = module.model.layers[0].register_forward_pre_hook(exhaust)
+    host.engine.submit(WORKER, make_submit(1, PROMPTS[1]))
+    failed = ends(host.drain())[1]
+    hook.remove()
+    assert isinstance(failed, Failed)
+    assert failed.error[0] == "insufficient_vram"
+    assert host.run(PROMPTS[1], max_tokens=3)[0]
+
+
+@pytest.mark.model
+def test_the_embedded_model_knows_the_capital_of_france() -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    folder = embedded.folder()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+
+    def encode(text: str) -> tuple[int, ...]:
+        messages = [{"role": "user", "content": text}]
+        rendered = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True
+        )
+        return tuple(rendered["input_ids"])
+
+    host = Host()
+    host.load(folder)
+    [ids] = host.run(encode("What is the capital of France?"))
+    assert tokenizer.decode(ids) == "The capital of France is Paris."
+    for text in ("the cat sat on the mat. " * 20, "🙂🚀 日本の首都はどこですか。"):
+        prompt = encode(text)
+        assert host.run(prompt, max_tokens=12) == [
+            tiny.reference(folder, prompt, 12, eos=2)
+        ]
+
+
+@pytest.mark.gpu
+def test_the_same_engine_runs_on_cuda(folders: dict[str, Path]) -> None:
+    for family, folder in folders.items():
+        host = Host(kind="cuda")
+        host.load(folder)
+        wanted = [tiny.reference(folder, prompt, 12) for prompt in PROMPTS]
+        assert host.run(*PROMPTS, max_tokens=12) == wanted, family
+        memory = host.backend.memory()
+        host.engine.drop_model("m")
+        assert host.backend.memory().free_bytes > memory.free_bytes
