@@ -75,6 +75,7 @@ def test_s05_every_error_keeps_type_code_fields_and_chain_across_a_border(
     )
     arrived = through_a_border(error)
     assert type(arrived) is type(error)
+    assert arrived.status == row.status
     assert (arrived.code, arrived.message, str(arrived)) == (
         row.code,
         "what happened",

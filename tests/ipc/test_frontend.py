@@ -187,7 +187,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     )
     front.start().worker()
     yield front
-    front.kill()
+    assert front.stop() == 0
     listener.close()
 
 

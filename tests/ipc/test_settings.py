@@ -362,6 +362,8 @@ def test_dump_and_build_are_inverse(tmp_path: Path) -> None:
 def test_build_refuses_what_the_class_does_not_know() -> None:
     with pytest.raises(ConfigError, match="node.*workres.*not known"):
         settings.build(Config, {"node": {"workres": 1}})
+    with pytest.raises(ConfigError, match="^settings: must be a table, not a list$"):
+        settings.build(Config, [])  # type: ignore[arg-type]
 
 
 def test_redacted_hides_secrets_and_shows_that_there_is_one() -> None:
