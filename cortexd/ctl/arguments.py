@@ -41,6 +41,12 @@ SUMMARY = {
     "help": "a verb's help, or `help exit-codes`",
 }
 VERBS = tuple(SUMMARY)
+_ABOUT = "See and steer the Cortex daemons of this host."
+# what `cortex` does beside cortexctl's verbs
+_MORE = {
+    "cortex": "\n  cortex run                 a node and a gateway, in the foreground"
+    "\n  cortex serve --config F    the gateway daemon, cortexd"
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,9 +81,7 @@ def build(prog: str = "cortexctl") -> Parser:
     """The whole tree."""
     parser = Parser(
         prog=prog,
-        description=_described(
-            "See and steer the Cortex daemons of this host.", prog, ""
-        ),
+        description=_described(_ABOUT, prog, "") + _MORE.get(prog, ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -117,7 +121,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", help="auto, bfloat16, float16 or float32")
     parser.add_argument("--quant", help="how weights are kept")
     parser.add_argument(
-        "--context", type=_human(parse_count, "a size such as 32k"), metavar="TOKENS"
+        "--context", type=human(parse_count, "a size such as 32k"), metavar="TOKENS"
     )
     parser.add_argument("--priority", type=int, help="higher wins; default 100")
     parser.add_argument(
@@ -140,7 +144,7 @@ def _add_waiting(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--timeout",
-        type=_human(parse_span, "a time such as 5m"),
+        type=human(parse_span, "a time such as 5m"),
         default=900.0,
         metavar="TIME",
         help="stop waiting after this long (exit 8); default 15m",
@@ -153,7 +157,7 @@ def _add_events(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--follow", "-f", action="store_true", help="and those to come")
     parser.add_argument(
         "--timeout",
-        type=_human(parse_span, "a time such as 5m"),
+        type=human(parse_span, "a time such as 5m"),
         metavar="TIME",
         help="stop following after this long",
     )
@@ -182,7 +186,9 @@ _ADD: dict[str, Callable[[argparse.ArgumentParser], None]] = dict.fromkeys(
 }
 
 
-def _human(parse: Callable[[str], T], wanted: str) -> Callable[[str], T]:
+def human(parse: Callable[[str], T], wanted: str) -> Callable[[str], T]:
+    """`parse` for argparse, whose own complaint names a function."""
+
     def convert(text: str) -> T:
         try:
             return parse(text)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cortexd.ctl.arguments import Parser
+from cortexd.ctl.arguments import Parser, human
 from cortexd.ctl.run import plan
 from cortexd.ctl.run.console import Console
 from cortexd.ctl.run.preflight import obstacle
@@ -63,7 +63,14 @@ def _parser() -> Parser:
     add("--run-dir", type=Path, help="everything that is written; default ./.run")
     add("--config", type=Path, metavar="FILE", help="a cortex.toml")
     add("--node-config", type=Path, metavar="FILE", help="a neuron.toml")
-    add("--start-timeout", type=parse_span, default=900.0, metavar="TIME")
+    add(
+        "--start-timeout",
+        type=human(parse_span, "a time such as 5m"),
+        default=900.0,
+        metavar="TIME",
+        help="give up when not ready by then; default 15m",
+    )
+    parser.learn(parser)
     return parser
 
 
