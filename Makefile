@@ -59,7 +59,7 @@ help:
 $(STAMPS)/venv:
 	@echo "cortex: making a virtual environment in $(VENV)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cortex: needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0])'
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@mkdir -p $(STAMPS)
 	@$(PIP) setuptools
 	@touch $@
