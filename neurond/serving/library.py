@@ -27,6 +27,7 @@ from neurond.serving.prompt import ChatTemplate
 from neurond.serving.tokenizer import Tokenizer, load
 
 INLINE_CHARS = 8 << 10
+_MESSAGE_CHARS = 64
 _INLINE_LIMIT_S = 0.1
 _LIMIT_S = 5.0
 _THREADS = 2
@@ -105,7 +106,7 @@ class Library:
         self, model: ServedModel, messages: Sequence[Message]
     ) -> tuple[int, ...]:
         """Raises ClientError template_render_failed."""
-        if sum([len(message["content"]) for message in messages]) <= INLINE_CHARS:
+        if sum(map(_weight, messages)) <= INLINE_CHARS:
             return model.prompt_ids(messages, limit_s=_INLINE_LIMIT_S)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
@@ -114,6 +115,13 @@ class Library:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _weight(message: Message) -> int:
+    """Characters, and what a message costs a template besides; tool calls: much."""
+    fields = message.values()
+    texts = [len(v) if type(v) is str else INLINE_CHARS for v in fields]
+    return _MESSAGE_CHARS + sum(texts)
 
 
 def _retrieve(future: asyncio.Future[ServedModel]) -> None:

@@ -1,0 +1,135 @@
+"""Model folders at hand: read off the loop, once, dropped when not wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from ipc.errors import ServiceError
+from neurond.device import fakemodel
+from neurond.serving.library import Library, ServedModel, read_model
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def run(play: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(play(), 20))
+
+
+def test_a_folder_gives_tokenizer_template_defaults_and_stop_ids(
+    tmp_path: Path,
+) -> None:
+    folder = fakemodel.build(tmp_path / "m")
+    generation = {"eos_token_id": [7, 257], "temperature": 0.2, "top_k": "many"}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    (folder / "config.json").write_text('{"eos_token_id": 9, "theta": Infinity}')
+    model = read_model(folder)
+    assert model.stop_ids == (7, 9, 257)
+    assert model.defaults == {"temperature": 0.2}
+    ids = model.prompt_ids(HELLO, limit_s=1)
+    assert bytes(i for i in ids if i < 256) == b"user\nhello\nassistant\n"
+
+
+def test_a_folder_is_read_once_and_off_the_loop(tmp_path: Path) -> None:
+    folder = fakemodel.build(tmp_path / "m")
+    threads: list[int] = []
+
+    def read(path: Path) -> ServedModel:
+        threads.append(threading.get_ident())
+        return read_model(path)
+
+    async def play() -> None:
+        library = Library(read)
+        for _ in range(3):
+            library.keep({"a": str(folder)})
+        await asyncio.gather(*[library.get("a", timeout_s=5) for _ in range(5)])
+        assert len(threads) == 1
+        assert threads[0] != threading.get_ident()
+        library.close()
+
+    run(play)
+
+
+def test_a_model_that_is_still_being_read_is_loading(tmp_path: Path) -> None:
+    go = threading.Event()
+
+    def read(path: Path) -> ServedModel:
+        go.wait(10)
+        return read_model(path)
+
+    async def play() -> None:
+        library = Library(read)
+        library.keep({"a": str(fakemodel.build(tmp_path / "m"))})
+        with pytest.raises(ServiceError) as caught:
+            await library.get("a", timeout_s=0.01)
+        assert caught.value.code == "model_loading"
+        go.set()
+        assert (await library.get("a", timeout_s=5)).tokenizer.eos_id == 257
+        library.close()
+
+    run(play)
+
+
+def test_a_folder_that_cannot_be_read_is_the_models_failure(tmp_path: Path) -> None:
+    async def play() -> None:
+        library = Library()
+        library.keep({"a": str(tmp_path / "nowhere")})
+        with pytest.raises(ServiceError) as caught:
+            await library.get("a", timeout_s=5)
+        assert caught.value.code == "load_failed"
+        assert str(tmp_path) not in caught.value.message
+        assert caught.value.chain
+        library.close()
+
+    run(play)
+
+
+def test_a_model_is_dropped_when_unwanted_and_read_again_from_a_new_folder(
+    tmp_path: Path,
+) -> None:
+    async def play() -> None:
+        library = Library()
+        first = fakemodel.build(tmp_path / "one")
+        second = fakemodel.build(tmp_path / "two")
+        (second / "generation_config.json").write_text('{"eos_token_id": 5}')
+        library.keep({"a": str(first)})
+        await library.get("a", timeout_s=5)
+        library.keep({})
+        with pytest.raises(ServiceError, match="being loaded"):
+            await library.get("a", timeout_s=5)
+        library.keep({"a": str(second)})
+        assert (await library.get("a", timeout_s=5)).stop_ids == (5, 257)
+        library.close()
+
+    run(play)
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_short_and_long_prompts_give_the_same_kind_of_ids(
+    tmp_path: Path, size: int
+) -> None:
+    async def play() -> None:
+        library = Library()
+        library.keep({"a": str(fakemodel.build(tmp_path / "m"))})
+        model = await library.get("a", timeout_s=5)
+        messages = [{"role": "user", "content": "é" * size}]
+        ids = await library.prompt_ids(model, messages)
+        assert len(ids) == 2 * size + len(b"user\n\nassistant\n") + 3
+        library.close()
+
+    run(play)
+
+
+def test_a_model_without_a_template_cannot_chat(tmp_path: Path) -> None:
+    folder = fakemodel.build(tmp_path / "m")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ServiceError) as caught:
+        read_model(folder).prompt_ids(HELLO, limit_s=1)
+    assert caught.value.status == 422
