@@ -44,6 +44,8 @@ class _ErrorBody(msgspec.Struct):
 
 _decode_completion = msgspec.json.Decoder(_Completion).decode
 _decode_error = msgspec.json.Decoder(_ErrorBody).decode
+_ABOUT_US = (401, 403)
+"""The node refuses the gateway's token, not the client's key."""
 _NEEDED = ("message", "type", "code")
 
 
@@ -51,7 +53,7 @@ def checked(status: int, body: bytes, retry_after: str, request_id: str) -> Whol
     """Raises Lost when it is no answer of a node."""
     if status == 200:
         return Whole(status, body, usage=usage_of(body))
-    if status < 400:
+    if status < 400 or status in _ABOUT_US:
         raise Lost(f"the node answered with status {status}")
     return Whole(status, _with_our_id(status, body, request_id), retry_after)
 

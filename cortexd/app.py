@@ -10,7 +10,6 @@ Imports no torch: a gateway-only host has none.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +30,11 @@ from cortexd.snapshot import EMPTY, Snapshot
 from ipc.journal import Journal
 from neurond.serving.edge import Edge
 
-
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
-    """What a worker is told, beside the configuration."""
-
-    gateway: str
-    fleet_path: str
-    settings: dict[str, Any]
-
-    def to_extra(self) -> dict[str, Any]:
-        """For `FrontendSettings.extra`."""
-        return {
-            "gateway": self.gateway,
-            "fleet_path": self.fleet_path,
-            "settings": self.settings,
-            "child_exit": "cortexd.series:mark_dead",
-        }
+_FIRST_SNAPSHOT_S = 2.0
 
 
 def create(extra: dict[str, Any]) -> Edge:
-    """Called in each worker."""
+    """Called in each worker, with what `launch` put there."""
     return Worker(extra, Series()).edge
 
 
@@ -101,7 +84,12 @@ class Worker:
         self._documents = documents.of(snapshot, self._gateway)
 
     async def process_startup(self, _scope: Any, _event: Any) -> None:
+        """Serve once the fleet has been heard of, or a while has gone."""
         self._follower = asyncio.create_task(self._feed.follow())
+        try:
+            await asyncio.wait_for(self._feed.known.wait(), _FIRST_SNAPSHOT_S)
+        except TimeoutError:
+            pass  # fleet is away: 503 until it is there
 
     async def process_shutdown(self, _scope: Any, _event: Any) -> None:
         """The drain is over: what is still open is about to be cancelled."""

@@ -41,6 +41,13 @@ def take(name: str, text: str, inherited: Mapping[str, socket.socket]) -> socket
         inherited[name].setblocking(False)
         return inherited[name]
     address = parse(text)
+    try:
+        return _listening(address)
+    except OSError as error:
+        raise OSError(error.errno, f"{text}: {error.strerror}") from error
+
+
+def _listening(address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:

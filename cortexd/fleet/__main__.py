@@ -19,6 +19,7 @@ from typing import Any
 import uvloop
 
 from cortexd import config
+from cortexd.bugs import report_to
 from cortexd.fleet.federation import Federation
 from ipc.journal import Journal
 from ipc.process import die_with_parent, read_settings, set_title
@@ -41,6 +42,7 @@ async def _serve(given: dict[str, Any]) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's; ours is TERM
+    report_to(journal, loop)
     federation = Federation(settings, journal)
     federation.start(socket.socket(fileno=given["fleet_fd"]))
     await stopped.wait()
