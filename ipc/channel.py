@@ -211,7 +211,6 @@ class WorkerEnd:
 
     def _on_bell(self, loop: asyncio.AbstractEventLoop) -> None:
         self._bell.drain()
-        self._up.unpark()
         if not self._turning:
             self._turn(loop)
 

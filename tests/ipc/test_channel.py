@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from ipc.bell import Bell
 from ipc.channel import (
     ChannelBroken,
     DeviceEnd,
@@ -108,6 +109,10 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0)
 
 
+def rings(bell: int | Bell) -> bool:
+    return bool(select.select([bell], [], [], 0)[0])
+
+
 def num_fds() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -149,6 +154,7 @@ def test_what_a_device_sends_wakes_the_worker() -> None:
             await asyncio.sleep(0.002)  # long enough for the worker to park
             assert pair.device.send(message)
         await until(lambda: len(pair.got) == 3)
+        assert not rings(pair.fds.up_bell)
 
     assert in_loop(scenario).got == sent
 
@@ -191,18 +197,25 @@ def test_drain_delivers_all_at_once_without_a_loop() -> None:
 
 def test_a_parked_device_is_woken_by_its_bell_and_only_then() -> None:
     async def scenario(pair: Pair) -> None:
-        def rings() -> bool:
-            return bool(select.select([pair.device.bell], [], [], 0)[0])
-
         pair.worker.submit(Cancel(1))
-        assert not rings()
+        assert not rings(pair.device.bell)
         pair.device.receive()
         assert pair.device.park()
-        assert not rings()
+        assert not rings(pair.device.bell)
         pair.worker.submit(Cancel(2))
-        assert rings()
+        assert rings(pair.device.bell)
         assert pair.device.receive() == [Cancel(2)]
-        assert not rings()
+        assert not rings(pair.device.bell)
+
+    in_loop(scenario)
+
+
+def test_a_device_that_woke_for_another_reason_is_not_rung_for() -> None:
+    async def scenario(pair: Pair) -> None:
+        assert pair.device.park()
+        assert pair.device.receive() == []
+        pair.worker.submit(Cancel(1))
+        assert not rings(pair.device.bell)
 
     in_loop(scenario)
 

@@ -122,30 +122,46 @@ def test_fields_with_defaults_may_be_absent_at_the_end() -> None:
         decode(packed(*wire[:-2]))
 
 
-def test_kinds_are_numbers_of_their_own_and_never_change() -> None:
-    assert {cls.__name__: cls.kind for cls in KINDS} == {
-        "Submit": 1,
-        "Cancel": 2,
-        "Accepted": 16,
-        "Progress": 17,
-        "Tokens": 18,
-        "Finished": 19,
-        "Failed": 20,
-        "SlabsFree": 21,
-        "Attach": 32,
-        "Detach": 33,
-        "Load": 34,
-        "Unload": 35,
-        "Stop": 36,
-        "Convert": 37,
-        "Hello": 48,
-        "LoadProgress": 49,
-        "Loaded": 50,
-        "LoadFailed": 51,
-        "Unloaded": 52,
-        "Fault": 53,
-        "Converted": 54,
-    }
+PROTOCOL = """
+1 Submit id attempt model ids num_prompt choice seed sampling max_tokens stop_ids
+    grammar principal priority deadline_s cache_salt slabs
+2 Cancel id
+16 Accepted id position cached
+17 Progress id done total
+18 Tokens rows
+19 Finished id reason num_prompt num_emitted num_cached
+20 Failed id error
+21 SlabsFree slabs
+32 Attach worker generation sealed
+33 Detach worker
+34 Load model folder dtype quant context options
+35 Unload model
+36 Stop
+37 Convert source target
+48 Hello pid generation backend memory_total_bytes memory_free_bytes
+49 LoadProgress model stage done total
+50 Loaded model context resident_bytes seconds info
+51 LoadFailed model error
+52 Unloaded model memory_free_bytes
+53 Fault fault_class type code chain model generation requests
+54 Converted target size_bytes
+- Sampling temperature top_p top_k min_p repetition_penalty presence_penalty
+    frequency_penalty logit_bias min_tokens ignore_eos logprobs
+- TokenRow id start ids logprobs
+"""
+
+
+def test_kinds_and_positions_of_fields_never_change() -> None:
+    """Append to a line of the table, and add lines; change nothing in it."""
+    table = [
+        " ".join([str(getattr(cls, "kind", "-")), cls.__name__, *names_of(cls)])
+        for cls in (*KINDS, Sampling, TokenRow)
+    ]
+    assert " ".join(table) == " ".join(PROTOCOL.split())
+
+
+def names_of(cls: type[Any]) -> list[str]:
+    return [field.name for field in fields(cls)]
 
 
 def test_positions_on_the_wire_are_the_order_of_the_fields() -> None:

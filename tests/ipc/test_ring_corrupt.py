@@ -141,25 +141,32 @@ def test_a_record_that_does_not_fit_its_span_drops_the_producer(
                 ends.consumer.get()
 
 
+def _at_offset_224_of_256(ends: Ends) -> None:
+    for _ in range(7):
+        ends.producer.put(b"sixteen bytes...")
+        ends.take()
+
+
 def test_a_record_over_the_end_of_the_memory_drops_the_producer() -> None:
     with ring(256, checksum=False) as ends:
-        for _ in range(7):
-            ends.producer.put(b"sixteen bytes...")
-            ends.take()
+        _at_offset_224_of_256(ends)
         ends.set_record(224, 17, 0, 224)
         ends.set_word(HEAD, 224 + 64)
         with pytest.raises(RingCorrupt, match="record of 17"):
             ends.consumer.get()
 
 
-def test_a_skip_to_a_skip_drops_the_producer() -> None:
+@pytest.mark.parametrize(
+    ("skip_position", "next_length"),
+    [(224, SKIP), (0, 16), (224 + 256, 16)],
+    ids=["a skip to a skip", "of an earlier lap", "of a later lap"],
+)
+def test_a_false_skip_drops_the_producer(skip_position: int, next_length: int) -> None:
     with ring(256, checksum=False) as ends:
-        for _ in range(7):
-            ends.producer.put(b"sixteen bytes...")
-            ends.take()
-        ends.set_record(224, SKIP, 0, 224)
-        ends.set_record(0, SKIP, 0, 256)
-        ends.set_word(HEAD, 224 + 256)
+        _at_offset_224_of_256(ends)
+        ends.set_record(224, SKIP, 0, skip_position)
+        ends.set_record(0, next_length, 0, 256)
+        ends.set_word(HEAD, 256 + 32)
         with pytest.raises(RingCorrupt):
             ends.consumer.get()
 
