@@ -4,7 +4,9 @@ Held by both ends of a channel. It carries no data: a ring of any number of time
 wake-up, and a spare wake-up costs a look at an empty ring.
 
 Invariant: `drain` never blocks. Both ends share one open file, so a peer could clear
-O_NONBLOCK for us too; the read asks for RWF_NOWAIT by itself.
+O_NONBLOCK for us too; the read asks for RWF_NOWAIT by itself. (A write has no such
+flag: a peer that also fills the counter hangs whoever rings next, until the deadline of
+its phase ends it.)
 """
 
 from __future__ import annotations

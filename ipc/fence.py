@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,7 +25,8 @@ _REGISTER_GLOBAL_EXPEDITED = 4
 _CALL_NUMBERS = {"x86_64": 324, "aarch64": 283}
 _STRONG = frozenset({"x86_64"})
 
-_ARCHITECTURE = os.uname().machine
+# A 32-bit Python has other call numbers and no single store of 8 bytes.
+_ARCHITECTURE = os.uname().machine if sys.maxsize > 2**32 else "a 32-bit process"
 _CALL_NUMBER = _CALL_NUMBERS.get(_ARCHITECTURE, -1)
 _syscall = ctypes.CDLL(None).syscall
 
