@@ -23,6 +23,7 @@ from ipc.child import EXIT_OK, EXIT_TEMPORARY, set_title
 from ipc.errors import ServiceError, cause_chain, error_for
 from ipc.link import Link, LinkClosed
 from ipc.messages import Convert, Converted, LoadFailed, LoadProgress
+from neurond.device.preload import ENVIRONMENT
 
 STAGE = "converting"
 _TOKENIZER_UP_TO = 0.25
@@ -90,10 +91,13 @@ def convert(source: Path, target: Path, tell: Tell) -> None:
 
 
 def _build(source: Path, folder: Path, tell: Tell) -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.update(ENVIRONMENT)  # the zygote did; it must stand before the import
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from neurond.device.loader import quiet_transformers
+
+    quiet_transformers()
     tell(0.0)
     where: dict[str, Any] = {"gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)

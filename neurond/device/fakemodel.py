@@ -45,7 +45,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _tokenizer() -> dict[str, Any]:
-    alphabet = _byte_characters()
+    alphabet = byte_characters()
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
     return {
         "version": "1.0",
@@ -89,7 +89,7 @@ def _special(token: int, text: str) -> dict[str, Any]:
     }
 
 
-def _byte_characters() -> list[str]:
+def byte_characters() -> list[str]:
     """GPT-2's printable stand-in for each byte, which tokenizers' ByteLevel expects."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))

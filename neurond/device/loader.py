@@ -65,6 +65,14 @@ def load(spec: Load, device: torch.device) -> LoadSteps:
     return _resident(spec, folder, body)
 
 
+def quiet_transformers() -> None:
+    """Its warnings and bars are for a person at a terminal; ours is the journal."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def _read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 

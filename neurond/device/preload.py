@@ -30,6 +30,9 @@ MODULES = (
 ENVIRONMENT = {
     # read at import: a pool of threads would not survive the fork, and would forbid it
     "OMP_NUM_THREADS": "1",
+    # threads that wait must sleep: spinning, two of them on two cores of which one is
+    # busy elsewhere decode at a twentieth of their speed
+    "OMP_WAIT_POLICY": "PASSIVE",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",

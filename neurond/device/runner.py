@@ -20,7 +20,6 @@ import torch
 from ipc.messages import Load
 from neurond.device import loader
 from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Work
-from neurond.device.preload import ENVIRONMENT
 from neurond.device.probe import probe
 from neurond.device.sampler import draw, is_plain_greedy, uniform
 from neurond.device.sequence import Sequence
@@ -38,13 +37,11 @@ class TorchBackend:
         self._resident_bytes: dict[str, int] = {}
 
     def open(self) -> Memory:
-        os.environ.update(ENVIRONMENT)
-        if self._settings.threads:
-            torch.set_num_threads(self._settings.threads)
+        torch.set_num_threads(_num_threads(self._settings))
         if self._device.type == "cuda":
             torch.cuda.init()
             torch.cuda.set_device(self._device)
-        _quiet_transformers()
+        loader.quiet_transformers()
         probe(self._device)
         return self.memory()
 
@@ -138,8 +135,7 @@ def _cuda_memory(device: torch.device) -> Memory:
     return Memory(total, free + unused)
 
 
-def _quiet_transformers() -> None:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+def _num_threads(settings: DeviceSettings) -> int:
+    """Told, or an equal share of the cores that we may use."""
+    cores = len(os.sched_getaffinity(0))
+    return settings.threads or max(1, cores // max(1, settings.count))

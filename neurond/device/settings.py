@@ -16,6 +16,7 @@ class DeviceSettings:
     """Field names are the configuration's, whatever section they stand in there."""
 
     threads: int = 0
+    count: int = 1
     memory_bytes: int = 0
     numerics: str = "fast"
     max_running: int = 8

@@ -37,6 +37,7 @@ from neurond.device.backend import Backend
 from neurond.device.engine import Addressed, Engine
 from neurond.device.loads import Loads
 from neurond.device.mailbox import Mailboxes
+from neurond.device.preload import ENVIRONMENT
 from neurond.device.reports import Reports
 from neurond.device.settings import DeviceSettings
 from neurond.device.verdict import DeviceDied, died
@@ -78,6 +79,7 @@ def make_backend(kind: str, settings: DeviceSettings) -> Backend:
         from neurond.device.fake import FakeBackend
 
         return FakeBackend(settings.memory_bytes)
+    os.environ.update(ENVIRONMENT)  # the zygote did; it must stand before the import
     from neurond.device.runner import TorchBackend
 
     return TorchBackend(kind, settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -136,32 +137,73 @@ class WorkerSide:
         return self.text(request)
 
 
+Start = Callable[[int, int], "subprocess.Popen[bytes]"]
+"""Starts a process that will be the device of this link and page."""
+
+
+def fork_device(
+    kind: str, generation: int, settings: dict[str, Any], errors_fd: int
+) -> Start:
+    """A device forked from this process, as the zygote does it."""
+
+    def start(link_fd: int, page_fd: int) -> Any:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            die_with_parent(parent)
+            os.dup2(errors_fd, 2)
+            sys.stderr = os.fdopen(2, "w", buffering=1)
+            close_fds_except((link_fd, page_fd))
+            worker.main("cpu-0", kind, generation, link_fd, page_fd, settings)
+        return Forked(pid)
+
+    return start
+
+
+class Forked:
+    """As much of a Popen as a rig needs."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
 class Rig:
     """Owns one device process and everything around it."""
 
     def __init__(
-        self, kind: str = "fake", *, generation: int = 1, **settings: Any
+        self,
+        kind: str = "fake",
+        *,
+        generation: int = 1,
+        start: Start | None = None,
+        **settings: Any,
     ) -> None:
-        self.generation = generation
         self.link, theirs = create_link()
         page_fd = create_page()
         self.page = StatusReader(page_fd)
         self.reports: list[LinkUp] = []
         self.sides: list[WorkerSide] = []
         self.errors_fd, errors = os.pipe()
-        parent = os.getpid()
-        self.pid = os.fork()
-        if self.pid == 0:
-            die_with_parent(parent)
-            os.dup2(errors, 2)
-            sys.stderr = os.fdopen(2, "w", buffering=1)
-            link_fd = theirs.fileno()
-            close_fds_except((link_fd, page_fd))
-            worker.main("cpu-0", kind, generation, link_fd, page_fd, settings)
+        start = start or fork_device(kind, generation, settings, errors)
+        self.process = start(theirs.fileno(), page_fd)
         for fd in (page_fd, errors):
             os.close(fd)
         theirs.close()
-        self.status: int | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def order(self, message: LinkDown, fds: tuple[int, ...] = ()) -> None:
         self.link.send(message, fds)
@@ -213,17 +255,10 @@ class Rig:
 
     def wait_exit(self) -> int:
         """Exit code, negative for a signal."""
-
-        def gone() -> bool:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.status = os.waitstatus_to_exitcode(status)
-            return bool(pid)
-
-        if self.status is None:
-            wait_for(gone, "the exit")
-        assert self.status is not None
-        return self.status
+        wait_for(lambda: self.process.poll() is not None, "the exit")
+        code = self.process.poll()
+        assert code is not None
+        return code
 
     def journal(self) -> str:
         """What the process wrote on stderr until now."""
@@ -236,8 +271,8 @@ class Rig:
         return written.decode()
 
     def close(self) -> None:
-        if self.status is None:
-            os.kill(self.pid, signal.SIGKILL)
+        if self.process.poll() is None:
+            self.process.kill()
             self.wait_exit()
         for side in self.sides:
             side.end.close()
