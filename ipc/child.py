@@ -79,8 +79,9 @@ _OURS_ALONE = frozenset(
         "LISTEN_FDNAMES",
     ]
 )
+_RESETTABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _REPARENT_POLL_S = 0.02
-_REPARENT_POLLS = 100
+_REPARENT_POLLS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,7 @@ def spawn(
         ],
         setpgroup=0,
         setsigmask=(),
+        setsigdef=_RESETTABLE,  # Python ignores SIGPIPE; nohup, SIGHUP
     )
     return Child(name, pid, os.pidfd_open(pid))
 

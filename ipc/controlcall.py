@@ -20,6 +20,7 @@ from ipc.frames import FrameError, FrameReader, pack_frame
 from ipc.unixsocket import connect_unix
 
 _CHUNK_BYTES = 256 << 10
+_FIRST_ANSWER_S = 5.0
 
 
 def call(
@@ -48,12 +49,11 @@ def follow(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Topic and data, current values first, until the daemon goes (ControlClosed).
 
-    `timeout_s` is the longest silence (None: any), TimeoutError ends it; the daemon's
-    first answer is awaited 5 s at most.
+    `timeout_s` is the longest silence between events (None: any); TimeoutError ends it.
+    The subscription itself may take 5 s.
     """
-    first_s = 5.0 if timeout_s is None else min(timeout_s, 5.0)
-    with _open(path, first_s) as connection:
-        deadline_s = time.monotonic() + first_s
+    with _open(path, _FIRST_ANSWER_S) as connection:
+        deadline_s = time.monotonic() + _FIRST_ANSWER_S
         connection.ask(SUBSCRIBE, {"topics": list(topics)}, deadline_s)
         answer_of(connection.read(deadline_s))
         while True:
