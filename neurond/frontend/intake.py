@@ -55,12 +55,11 @@ class Intake:
         """Raises ServiceError."""
         body = await read_json(req, limit_bytes=self._body_bytes)
         request = parse_chat(body)
-        self._admit(request.model)
+        fact = self._admit(request.model)
         served = await self._library.get(request.model, timeout_s=_TOKENIZER_S)
         ids = await self._library.prompt_ids(served, request.messages)
         if not ids:
             raise ClientError("the messages give an empty prompt", param="messages")
-        fact = self._admit(request.model)  # encoding took time
         submit = _submit(request, served, ids, window=int(fact["context"]))
         order = Order(submit, request.n, request.stop, served.tokenizer, request.stream)
         return Prepared(request, order, self._line(fact))
