@@ -16,10 +16,10 @@ from pathlib import Path
 import uvloop
 
 import ipc
-from cortexd import config, listeners
+from cortexd import config
 from cortexd.launch import Launch, Sockets
 from cortexd.supervisor import Effects, Supervisor
-from ipc import paths
+from ipc import listeners, paths
 from ipc.child import EXIT_PERMANENT, EXIT_TEMPORARY, set_title
 from ipc.eventlog import EventLog
 from ipc.journal import Journal

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cortexd.nodes import endpoint
-from ipc import settings
+from ipc import listeners, settings
 
 FILE = "cortex.toml"
 CATALOGUE_FILE = "models.toml"
@@ -45,6 +45,10 @@ class Gateway:
     connect_timeout_s: float = _bounded(2.0, 0.05, 60.0, "to connect to a node")
     idle_timeout_s: float = _bounded(60.0, 0.1, 3600.0, "of silence of a node (S46)")
     stall_timeout_s: float = _bounded(60.0, 0.1, 3600.0, "of a client that won't read")
+
+    def __post_init__(self) -> None:
+        for address in (self.listen, self.metrics_listen):
+            listeners.parse(address)
 
 
 @dataclass(frozen=True, slots=True)

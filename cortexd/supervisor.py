@@ -20,15 +20,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cortexd import facts, listeners
-from cortexd.bugs import report_to
+from cortexd import facts
 from cortexd.following import follow_topics
-from cortexd.keeper import Keeper
 from cortexd.launch import Launch
 from cortexd.operators import Operators
+from ipc import listeners
+from ipc.bugs import report_to
 from ipc.child import EXIT_OK, EXIT_PERMANENT, Child, Exit, Reaper, become_subreaper
 from ipc.eventlog import EventLog
 from ipc.journal import Journal
+from ipc.keeper import Keeper
 from ipc.systemd import notify
 
 _TICK_S = 0.25

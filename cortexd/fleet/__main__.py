@@ -19,8 +19,8 @@ from typing import Any
 import uvloop
 
 from cortexd import config
-from cortexd.bugs import report_to
 from cortexd.fleet.federation import Federation
+from ipc.bugs import report_to
 from ipc.journal import Journal
 from ipc.process import die_with_parent, read_settings, set_title
 

@@ -1,4 +1,4 @@
-"""The gateway's listening sockets: opened once by the supervisor, inherited by number.
+"""A daemon's listening sockets: opened once by the supervisor, inherited by number.
 
 They stay open while a child is replaced, so no connection is refused meanwhile.
 """
