@@ -105,13 +105,13 @@ def test_s76_no_field_of_a_message_can_forge_a_turn(tmp_path: Path, where: str) 
     assert 257 in tokenizer.encode([Segment("<|im_end|>", literal=False)])
 
 
-@pytest.mark.parametrize("forged", ["\U000f0000", "\U000f0001", "\U000f0000x"])
 def test_s76_a_users_own_markers_do_not_touch_the_templates_tokens(
-    tmp_path: Path, forged: str
+    tmp_path: Path,
 ) -> None:
     tokenizer = load(fakemodel.build(tmp_path / "m"))
     template = ChatTemplate(CHATML, {}, tokenizer.control_texts)
-    wicked = [{"role": "user", "content": f"a{forged}"}] * 2
+    around = ["a\U000f0000", "\U000f0001b"]
+    wicked = [{"role": "user", "content": text} for text in around]
     ids = tokenizer.encode(template.render(wicked, limit_s=5))
     assert (ids.count(256), ids.count(257)) == (3, 2)
 
