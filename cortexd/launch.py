@@ -59,7 +59,8 @@ class Launch:
             "header_deadline_s": gateway.header_deadline_s,
             "preload": [_WORKER_APP.partition(":")[0]],
             "extra": {
-                "gateway": self.gateway,
+                # clients get the host's name only where the operator chose so (S51)
+                "gateway": gateway.name or "cortex",
                 "fleet_path": str(self.fleet_path),
                 "settings": self.settings.dump(),
                 "child_exit": _CHILD_EXIT,
