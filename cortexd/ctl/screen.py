@@ -19,9 +19,9 @@ _ASCII_SIGNS = {"good": "+", "busy": "~", "bad": "!", "off": "-"}
 
 _STATES = {
     "good": "ready loaded up",
-    "busy": "starting dying backoff converting loading recovering unloading draining"
-    " impaired fetching stopping",
-    "bad": "failed poisoned faulted down",
+    "busy": "unknown starting dying backoff converting loading recovering unloading"
+    " draining impaired fetching stopping",
+    "bad": "failed poisoned faulted down unreachable",
 }
 _TONE_OF = {state: tone for tone, states in _STATES.items() for state in states.split()}
 
