@@ -123,7 +123,9 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        self._transport = cast(
+            "asyncio.Transport", transport
+        )  # uvloop's is no subclass
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -144,6 +146,10 @@ class Connection(asyncio.Protocol):
             self._refuse("the answer's head is too large")
 
     # ---- called by the parser -------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self._complete:  # a second answer, in the bytes that ended the first
+            raise Lost("bytes that nobody asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers[name.lower()] = value
