@@ -224,7 +224,7 @@ def _hammer(writer: StatusWriter) -> None:
 def test_a_reader_never_sees_half_of_an_arm(ends: Ends) -> None:
     pid = fork(lambda: _hammer(ends.writer))
     wait_for(lambda: ends.read().counters["requests_total"])
-    numbers = set()
+    numbers: set[int] = set()
     end_s = time.monotonic() + PATIENCE_S
     while len(numbers) < 300 and time.monotonic() < end_s:
         view = ends.read()
