@@ -59,6 +59,13 @@ def node_socket(chosen: Path | None) -> Path:
     raise nobody(("neurond",))
 
 
+def event_socket(chosen: Path | None) -> Path:
+    """The node's events where there is a node, else the gateway's."""
+    if path := chosen or socket_of("neurond") or socket_of("cortexd"):
+        return path
+    raise nobody(DAEMONS)
+
+
 def socket_of(daemon: str) -> Path | None:
     """The first socket of the search list that somebody serves or guards."""
     for path in paths.control_sockets(daemon):

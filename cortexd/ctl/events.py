@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 from cortexd.ctl import client
@@ -14,14 +15,14 @@ from ipc import controlcall
 Facts = dict[str, Any]
 _FRAME = ("id", "time_s", "kind")
 _ALL = 10_000
+_PAGE = 1000
 _DEFAULT_LIMIT = 20
 
 
 def events(args: Namespace, output: Output) -> Exit:
     """The last events in order of time; with --follow also those to come."""
-    path = client.node_socket(args.socket)
-    asked = {"since": args.since or 0, "limit": _ALL}
-    known = client.ask(path, "events", asked).get("events", ())
+    path = client.event_socket(args.socket)
+    known = _known(path, args.since or 0)
     for event in known[-_count(args) :]:
         _show(event, output)
     if args.follow:
@@ -32,6 +33,19 @@ def events(args: Namespace, output: Output) -> Exit:
     return Exit.DONE
 
 
+def _known(path: Path, since: int) -> list[Facts]:
+    """Everything after `since`, asked for in pages: a daemon bounds its answers."""
+    known: list[Facts] = []
+    while len(known) < _ALL:
+        last = int(known[-1].get("id", 0)) if known else since
+        asked = {"since": last, "limit": _PAGE}
+        page = client.ask(path, "events", asked).get("events", [])
+        known += page
+        if len(page) < _PAGE:
+            break
+    return known
+
+
 def _count(args: Namespace) -> int:
     """Newest events win; who names a beginning wants all that followed."""
     if args.limit is not None:
@@ -39,7 +53,7 @@ def _count(args: Namespace) -> int:
     return _ALL if args.since is not None else _DEFAULT_LIMIT
 
 
-def _follow(path: Any, last: int, timeout_s: float | None, output: Output) -> None:
+def _follow(path: Path, last: int, timeout_s: float | None, output: Output) -> None:
     """Until --timeout, or for ever: what arrived during the question comes once."""
     end = time.monotonic() + timeout_s if timeout_s else None
     for _topic, event in controlcall.follow(path, ["events"], timeout_s=timeout_s):

@@ -43,7 +43,7 @@ def devices(args: Namespace, output: Output) -> Exit:
     elif rows:
         output.lines(views.devices(rows, output.screen, time.time()))
     else:
-        output.say("no devices: the node has started none yet")
+        output.say("no devices are known")
     return Exit.DONE
 
 

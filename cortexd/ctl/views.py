@@ -6,6 +6,7 @@ since when; health comes last, each line with its next command (C2).
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -181,7 +182,9 @@ def health(lines: Sequence[Facts], screen: Screen) -> list[str]:
         if len(joined) <= screen.width:
             out.append(screen.paint(joined, tone))
         else:
-            out += [screen.paint(head, tone), f"  {follow}"]
+            wrapped = textwrap.wrap(head, screen.width, subsequent_indent="  ")
+            out += [screen.paint(part, tone) for part in wrapped]
+            out.append(f"  {follow}")
     return out
 
 

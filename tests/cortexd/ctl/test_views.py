@@ -144,6 +144,17 @@ def test_health_comes_last_with_its_next_command() -> None:
     ]
 
 
+def test_a_long_cause_is_wrapped_and_nothing_of_it_is_lost() -> None:
+    cause = " ".join(f"word{number}" for number in range(30))
+    line = {"level": "error", "code": "CX-A", "text": cause, "next": "do it"}
+
+    lines = views.health([line], SCREEN)
+
+    assert max(map(len, lines)) <= 80
+    assert all(word in " ".join(lines) for word in cause.split())
+    assert lines[-1] == "  next: do it"
+
+
 def test_a_node_that_is_not_ready_never_shows_as_well() -> None:
     lines = _status(node=node(state="starting"))
 
