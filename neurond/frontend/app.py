@@ -55,7 +55,7 @@ class Worker:
             first_id=secrets.randbits(31) << 32, max_entries=settings.max_queue
         )
         self._library = Library()
-        self._hub = EventHub()
+        self.hub = EventHub()
         self._devices = Devices(self._table, journal, self._mend)
         self._attachment = Attachment(
             settings, journal, name=_name(), build=ipc.__version__
@@ -64,7 +64,7 @@ class Worker:
             settings,
             journal,
             on_facts=self._on_facts,
-            on_event=self._hub.publish,
+            on_event=self.hub.publish,
         )
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -114,7 +114,7 @@ class Worker:
         app.add_route("/discovery", status.DiscoveryResource(node))
         app.add_route("/health", status.HealthResource(node))
         app.add_route("/models", status.ModelsResource(node))
-        app.add_route("/events", EventsResource(node, self._hub))
+        app.add_route("/events", EventsResource(node, self.hub))
         for op in ("load", "unload"):
             resource = lifecycle.LifecycleResource(node, op, timeout_s=deadline_s)
             app.add_route(f"/models/{op}", resource)

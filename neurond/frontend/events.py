@@ -34,6 +34,10 @@ class EventHub:
     def __init__(self) -> None:
         self._readers: set[Reader] = set()
 
+    @property
+    def num_readers(self) -> int:
+        return len(self._readers)
+
     def publish(self, event: Facts) -> None:
         for reader in list(self._readers):
             if reader.qsize() < _MAX_QUEUED:
@@ -72,7 +76,7 @@ class EventsResource:
 
 async def _frames(missed: list[Facts], reader: Reader) -> AsyncIterator[bytes]:
     yield b": events\n\n"
-    last_id = 0
+    last_id = -1
     for event in missed:
         last_id = event["id"]
         yield _frame(event)

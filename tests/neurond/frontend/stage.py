@@ -93,6 +93,17 @@ class Stage:
         )
 
     async def start(self, *, device: bool = True) -> None:
+        self.open_sockets()
+        journal = Journal("test", stream=self.log, mode="text")
+        self.worker = Worker(self.settings, journal)
+        self.edge = self.worker.edge()
+        await self.worker.start()
+        await until(lambda: bool(self.links))
+        if device:
+            await self.raise_device(1)
+
+    def open_sockets(self) -> None:
+        """Be the supervisor's sockets, the first time or again."""
         loop = asyncio.get_running_loop()
         control = bind_unix(self.path / "control.sock", SOCK_STREAM, 0o600)
         handlers = {op: self._handler(op) for op in ("load", "unload", "events")}
@@ -107,18 +118,11 @@ class Stage:
         self.attach = AttachServer(
             attach,
             on_attached=self.links.append,
-            on_lost=self.links.remove,
+            on_lost=lambda link: self.links.remove(link),
             limit=4,
             allow=lambda _peer: True,
         )
         self.attach.start(loop)
-        journal = Journal("test", stream=self.log, mode="text")
-        self.worker = Worker(self.settings, journal)
-        self.edge = self.worker.edge()
-        await self.worker.start()
-        await until(lambda: bool(self.links))
-        if device:
-            await self.raise_device(1)
 
     async def raise_device(self, generation: int) -> Device:
         """Hand out a pair, as after a device became ready."""
@@ -172,6 +176,8 @@ class Stage:
             answer = self.answers[op]
             if isinstance(answer, Exception):
                 raise answer
+            if isinstance(answer, asyncio.Event):
+                await answer.wait()
             return dict(answer)
 
         return handle
