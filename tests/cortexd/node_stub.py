@@ -189,7 +189,7 @@ class NodeStub:
             await asyncio.wait(
                 {answering, leaving}, return_when=asyncio.FIRST_COMPLETED
             )
-            if not answering.done():
+            if not answering.done() or answering.exception() is not None:
                 self.left += 1
                 return False
             return answering.result()
