@@ -1,0 +1,330 @@
+"""One device and its process, life after life.
+
+Supervisor. Owns the state (`states.DEVICE`), the status page and the link of the
+process that runs now, and the counters of those that ran before. It spawns, watches,
+kills and respawns; what a device is for (models, rings) is its owner's business, told
+by callbacks:
+
+    fork ─▶ Hello ─▶ on_hello (owner reloads models) ─▶ serving() ─▶ on_up
+    exit ─▶ last words read ─▶ on_down ─▶ pause ─▶ fork, generation + 1
+
+Invariant: death is the pidfd, never an opinion; nothing of generation g is used after
+`on_down` of g. Every life has a deadline to say hello, every kill one to take effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ipc.child import Child, Exit, Reaper
+from ipc.link import Link, LinkClosed, LinkFull, create_link
+from ipc.messages import Fault, Hello, LinkDown, LinkUp, MessageError, Stop
+from ipc.status import PageView, Phase, StatusReader, create_page
+from neurond.discovery import DeviceSpec
+from neurond.forker import Forker, ForkFailed
+from neurond.odometer import Odometer
+from neurond.states import (
+    DeviceEvent,
+    DeviceState,
+    is_hopeless,
+    next_device_state,
+    pause_s,
+)
+
+_SEND_TIMEOUT_S = 0.05
+_KILL_TIMEOUT_S = 10.0
+_TICKS_OVERDUE = 2
+_LIVING = (DeviceState.STARTING, DeviceState.READY)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whom a device tells what happens to it."""
+
+    on_hello: Callable[[DeviceSlot], None]
+    on_up: Callable[[DeviceSlot], None]
+    on_down: Callable[[DeviceSlot, str], None]
+    on_message: Callable[[DeviceSlot, LinkUp], None]
+    on_change: Callable[[DeviceSlot, DeviceEvent], None]
+
+
+class DeviceSlot:
+    """`settings`: what the process is told; `boot_deadline_s` covers fork to hello."""
+
+    def __init__(  # noqa: PLR0913  its collaborators
+        self,
+        spec: DeviceSpec,
+        settings: dict[str, Any],
+        owner: Owner,
+        forker: Forker,
+        reaper: Reaper,
+        *,
+        boot_deadline_s: float,
+    ) -> None:
+        self.spec = spec
+        self.state = DeviceState.ABSENT
+        self.generation = 0
+        self.since_s = time.time()
+        self.reason = ""
+        self.deaths = 0
+        self.last_fault: dict[str, Any] | None = None
+        self.odometer = Odometer()
+        self.memory_total_bytes = spec.memory_total_bytes
+        self._hello: Hello | None = None
+        self._settings = settings
+        self._owner = owner
+        self._forker = forker
+        self._reaper = reaper
+        self._boot_deadline_s = boot_deadline_s
+        self._loop = asyncio.get_running_loop()
+        self._child: Child | None = None
+        self._link: Link | None = None
+        self._reader: StatusReader | None = None
+        self._page_fd = -1
+        self._born_s = 0.0
+        self._killed_s = 0.0
+        self._overdue = 0
+        self._num_unproductive = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.gone = asyncio.Event()
+
+    # ---- what is
+
+    @property
+    def name(self) -> str:
+        return self.spec.device
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child else None
+
+    @property
+    def is_up(self) -> bool:
+        return self.state is DeviceState.READY
+
+    @property
+    def has_said_hello(self) -> bool:
+        return self._hello is not None and self.state in _LIVING
+
+    def view(self) -> PageView | None:
+        """The status page now; None while there is no process."""
+        return self._reader.read() if self._reader else None
+
+    def memory_free_bytes(self) -> int:
+        view = self.view()
+        told = view.gauges["memory_free_bytes"] if view else 0
+        if told:
+            return told
+        return self._hello.memory_free_bytes if self._hello else 0
+
+    # ---- orders
+
+    def spawn(self) -> None:
+        """A new life, in the background."""
+        self._timer = None
+        self.generation += 1
+        self._move(DeviceEvent.SPAWN)
+        self._hello = None
+        self._born_s = time.monotonic()
+        self._task = self._loop.create_task(self._fork())
+
+    def serving(self) -> None:
+        """Its models are back; requests may come."""
+        self._move(DeviceEvent.SERVING)
+        self._owner.on_up(self)
+
+    def send(self, message: LinkDown, fds: tuple[int, ...] = ()) -> None:
+        """Nothing happens when it is dead; one that doesn't read is killed."""
+        if self._link is None:
+            return
+        try:
+            self._link.send(message, fds, timeout_s=_SEND_TIMEOUT_S)
+        except LinkClosed:
+            pass  # its exit is on the way to us
+        except LinkFull:
+            self.kill("it doesn't read its orders")
+
+    def kill(self, reason: str) -> None:
+        """SIGKILL; what follows, follows from its exit."""
+        if self._child is None or self.state not in _LIVING:
+            return
+        self.reason = reason
+        self._killed_s = time.monotonic()
+        self._child.kill()
+        self._move(DeviceEvent.KILL)
+
+    def reset(self) -> None:
+        """An operator wants another try for a failed device."""
+        self._num_unproductive = 0
+        self._move(DeviceEvent.RESET)
+        self._schedule(0.0)
+
+    def stop(self) -> None:
+        """Let it finish its step and end; `gone` is set when it has."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.send(Stop())
+        self._move(DeviceEvent.STOP)
+        if self._child is None:
+            self.gone.set()
+
+    def stop_hard(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+
+    def tick(self, *, late: bool) -> None:
+        """Kill what is past a deadline at two ticks in a row, unless we were late."""
+        if self.state is DeviceState.DYING:
+            self._check_kill()
+            return
+        overdue = self.state in _LIVING and self._overdue_phase()
+        self._overdue = self._overdue + 1 if overdue and not late else 0
+        if self._overdue >= _TICKS_OVERDUE:
+            self._overdue = 0
+            self.kill(f"{overdue} took longer than its deadline")
+
+    def _overdue_phase(self) -> str:
+        now_s = time.monotonic()
+        if self._hello is None and now_s > self._born_s + self._boot_deadline_s:
+            return "boot"
+        view = self.view()
+        if view is None or not view.deadline_s or now_s <= view.deadline_s:
+            return ""
+        return Phase(view.phase).name.lower()
+
+    def _check_kill(self) -> None:
+        """A process in uninterruptible sleep is written off, not waited for (S38)."""
+        if time.monotonic() > self._killed_s + _KILL_TIMEOUT_S:
+            self.reason = "SIGKILL has no effect"
+            generation_reason = self.reason
+            self._close_life()
+            self._move(DeviceEvent.GIVE_UP)
+            self._owner.on_down(self, generation_reason)
+
+    # ---- one life
+
+    async def _fork(self) -> None:
+        ours, theirs = create_link()
+        page_fd = create_page()
+        settings = {
+            **self._settings,
+            "kind": self.spec.kind,
+            "generation": self.generation,
+        }
+        order = ("device", self.name, settings)
+        fds = (theirs.fileno(), page_fd)
+        self._link, self._page_fd = ours, page_fd
+        self._reader = StatusReader(page_fd)
+        try:
+            child = await self._forker.fork(order, fds, self._boot_deadline_s)
+        except ForkFailed as error:
+            self._ended(f"it could not be started: {error}")
+            return
+        finally:
+            theirs.close()
+        self._child = child
+        self._reaper.watch(child, self._on_exit)
+        if self.state is DeviceState.STOPPING:
+            child.kill()
+            return
+        self._loop.add_reader(ours.fileno(), self._read_link)
+
+    def _read_link(self) -> None:
+        """Everything that has come; EOF is left to the pidfd."""
+        link = self._link
+        while link is not None and link is self._link:
+            try:
+                received = link.receive()
+            except LinkClosed:
+                self._loop.remove_reader(link.fileno())
+                return
+            except MessageError:
+                self.kill("it talks nonsense on its link")
+                return
+            if received is None:
+                return
+            message, fds = received
+            for fd in fds:
+                os.close(fd)  # a device has none to give
+            self._take(message)  # type: ignore[arg-type]  # an up message or a bug
+
+    def _take(self, message: LinkUp) -> None:
+        match message:
+            case Hello():
+                self._hello = message
+                self.memory_total_bytes = message.memory_total_bytes
+                self._owner.on_hello(self)
+            case Fault():
+                self.reason = message.chain[0] if message.chain else message.type
+                self.last_fault = {
+                    "class": message.fault_class,
+                    "type": message.type,
+                    "chain": list(message.chain),
+                    "time_s": time.time(),
+                }
+                self._owner.on_message(self, message)
+            case _:
+                self._owner.on_message(self, message)
+
+    def _on_exit(self, _child: Child, end: Exit) -> None:
+        self._read_link()  # its last words
+        self.reason = self.reason or str(end)
+        self._ended(self.reason)
+
+    def _ended(self, reason: str) -> None:
+        self.reason = reason
+        view = self.view()
+        self._close_life()
+        stopping = self.state in (DeviceState.STOPPING, DeviceState.STOPPED)
+        if not stopping:
+            self.deaths += 1
+            productive = bool(view and view.counters["emitted_tokens_total"])
+            self._num_unproductive = 0 if productive else self._num_unproductive + 1
+        if self.state is not DeviceState.FAILED:
+            self._owner.on_down(self, reason)
+        self._move(DeviceEvent.EXITED)
+        if self.state is DeviceState.STOPPED:
+            self.gone.set()
+        elif self.state is DeviceState.BACKOFF:
+            self._next_life()
+
+    def _next_life(self) -> None:
+        if is_hopeless(self._num_unproductive):
+            self.reason = (
+                f"{self._num_unproductive} lives without a token: {self.reason}"
+            )
+            self._move(DeviceEvent.GIVE_UP)
+        else:
+            self._schedule(pause_s(self._num_unproductive))
+
+    def _schedule(self, delay_s: float) -> None:
+        self._timer = self._loop.call_later(delay_s, self.spawn)
+
+    def _close_life(self) -> None:
+        """Fold its counters; drop link, page and process."""
+        if self._reader is not None:
+            self.odometer.fold(self._reader.read())
+            self._reader.close()
+            os.close(self._page_fd)
+            self._reader = None
+        if self._link is not None:
+            self._loop.remove_reader(self._link.fileno())
+            self._link.close()
+            self._link = None
+        self._child = None
+        self._overdue = 0
+
+    def _move(self, event: DeviceEvent) -> None:
+        before = self.state
+        self.state = next_device_state(before, event)
+        if self.state is not before:
+            self.since_s = time.time()
+        if event in (DeviceEvent.SPAWN, DeviceEvent.SERVING):
+            self.reason = ""
+        self._owner.on_change(self, event)

@@ -1,0 +1,101 @@
+"""What the supervisor knows of one model.
+
+Supervisor; owned by `lifecycle`. The status moves by the table in `states` alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ipc.errors import ServiceError, cause_chain
+from ipc.messages import Loaded
+from neurond.config import Model
+from neurond.stages import PLAIN, Progress
+from neurond.states import ModelEvent, ModelStatus, next_model_status
+
+
+@dataclass(slots=True, eq=False)
+class ModelRecord:
+    """`done` ends when the load or unload under way does."""
+
+    spec: Model
+    status: ModelStatus = ModelStatus.UNLOADED
+    since_s: float = field(default_factory=time.time)
+    reason: str = ""
+    devices: list[str] = field(default_factory=list)
+    folder: str = ""
+    digest: str = ""
+    needed_bytes: int = 0
+    loaded: Loaded | None = None
+    load_seconds: float | None = None
+    progress: Progress | None = None
+    error: ServiceError | None = None
+    done: asyncio.Future[None] | None = None
+    num_load_deaths: int = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """A load or unload is under way."""
+        return self.done is not None and not self.done.done()
+
+    def move(self, event: ModelEvent) -> None:
+        """Raises IllegalTransition."""
+        before = self.status
+        self.status = next_model_status(before, event)
+        if self.status is not before:
+            self.since_s = time.time()
+
+    def begin(self, progress: Progress) -> asyncio.Future[None]:
+        """A load: forget the last outcome, start to count."""
+        self.error, self.reason = None, ""
+        self.progress = progress
+        self.num_load_deaths = 0
+        return self.begin_wait()
+
+    def begin_wait(self) -> asyncio.Future[None]:
+        self.done = asyncio.get_running_loop().create_future()
+        self.done.add_done_callback(_retrieve)
+        return self.done
+
+    def succeed(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.progress = None
+        self.reason = ""
+        self.end()
+
+    def fail(self, error: ServiceError) -> None:
+        self.error = error
+        self.reason = error.message
+        self.progress = None
+        self.loaded = None
+        self.devices.clear()
+        if self.is_busy and self.done is not None:
+            self.done.set_exception(error)
+
+    def end(self) -> None:
+        if self.is_busy and self.done is not None:
+            self.done.set_result(None)
+
+    def respecify(self, **changes: Any) -> None:
+        """What a load order says beyond the configuration."""
+        self.spec = replace(self.spec, **changes)
+
+    def error_wire(self) -> list[Any] | None:
+        if self.error is None:
+            return None
+        wire = self.error.to_wire()
+        wire[5] = list(self.error.chain or cause_chain(self.error)[1:])
+        return wire
+
+
+def new_progress() -> Progress:
+    return Progress(PLAIN, time.monotonic())
+
+
+def _retrieve(done: asyncio.Future[None]) -> None:
+    """A failure that nobody waits for stands in the record."""
+    if not done.cancelled():
+        done.exception()

