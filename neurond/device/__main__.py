@@ -8,6 +8,7 @@ job = "convert" and the link alone.
 from __future__ import annotations
 
 import argparse
+import signal
 
 from ipc.child import die_with_parent, read_settings
 from neurond.device import worker
@@ -15,6 +16,7 @@ from neurond.device import worker
 
 def main() -> None:
     die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is not for us
     parser = argparse.ArgumentParser(prog="neurond.device")
     parser.add_argument("--settings-fd", type=int, required=True)
     settings = read_settings(parser.parse_args().settings_fd)

@@ -21,6 +21,7 @@ from neurond.device.verdict import (
     FATAL_CLASSES,
     DeviceDied,
     as_service_error,
+    causes,
     died,
     fault_class,
 )
@@ -64,16 +65,18 @@ class Forward:
         if fault_class(error) in FATAL_CLASSES:
             raise self._died(error, works) from error
         if not isinstance(error, ServiceError):
-            self._probe(works)
+            self._probe(error, works)
         if len(works) > 1:  # only one row is to blame; let each show it alone
             return [outcome for work in works for outcome in self.run([work])]
         return [as_service_error(error)]
 
-    def _probe(self, works: Listing[Work]) -> None:
+    def _probe(self, error: Exception, works: Listing[Work]) -> None:
+        """Raises DeviceDied, with the error and what the probe met in one chain."""
         self._arm(Phase.PROBE, works)
         try:
             self._backend.probe()
-        except Exception as error:  # the step border: a device that fails this is gone
+        except Exception as failed:  # the step border: a device that fails this is gone
+            list(causes(error))[-1].__context__ = failed
             raise self._died(error, works) from error
 
     def _arm(self, phase: Phase, works: Listing[Work]) -> None:

@@ -59,7 +59,7 @@ def _check_length(submit: Submit, context: int) -> None:
 def _check_sampling(sampling: Sampling, vocab_size: int) -> None:
     for name, (low, high) in _RANGES.items():
         value = getattr(sampling, name)
-        if not (math.isfinite(value) and low <= value <= high):
+        if not low <= value <= high:  # NaN compares false
             raise ClientError(f"{name} must be in [{low:g}, {high:g}]", param=name)
     for token, bias in sampling.logit_bias:
         if not 0 <= token < vocab_size or not math.isfinite(bias):

@@ -116,11 +116,14 @@ def test_a_file_that_is_not_there_is_refused(job: Job, tmp_path: Path) -> None:
     assert failed.error[1] == "the GGUF file does not exist"
 
 
-def test_a_failed_conversion_keeps_the_folder_of_before(
+def test_a_folder_of_before_is_replaced_by_a_conversion_that_succeeds_only(
     gguf: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "converted"
+    target.mkdir()
+    (target / "old").touch()
     convert.convert(gguf, target, lambda _fraction: None)
+    assert not (target / "old").exists()
     before = sorted(path.name for path in target.iterdir())
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(gguf.read_bytes()[:5000])

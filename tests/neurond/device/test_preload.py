@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ipc.messages import Hello, Stop
+from ipc.messages import Hello, Load, LoadFailed, Stop
 from tests.neurond.device import tiny
 from tests.neurond.device.host import Host
 from tests.neurond.device.rig import Rig
@@ -52,6 +53,10 @@ def test_a_device_forked_from_the_preloaded_process_serves(
     rig = make_rig(start=start)
     hello = rig.wait_report(Hello)
     assert hello.backend == "cpu"
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"\xff" * 100)
+    rig.order(Load("broken", str(broken), "auto", "none", 0, {}))
+    assert rig.wait_report(LoadFailed).error[0] == "load_failed"
     began_s = time.monotonic()
     rig.load("m", folder)
     side = rig.attach(1)

@@ -51,6 +51,9 @@ def test_hello_tells_what_the_device_is(rig: Rig) -> None:
     assert hello.generation == 1
     assert hello.backend == "fake"
     assert hello.memory_total_bytes == hello.memory_free_bytes > 0
+    process = Path(f"/proc/{rig.pid}")
+    assert process.joinpath("cmdline").read_bytes().startswith(b"neurond: device cpu-0")
+    assert process.joinpath("oom_score_adj").read_text() == "500\n"
 
 
 def test_the_exec_mode_runs_the_same_process() -> None:
@@ -183,6 +186,22 @@ def test_a_pair_that_makes_no_sense_is_refused(rig: Rig, tmp_path: Path) -> None
     pair.close()
     wait_for(lambda: "ring pair refused" in rig.journal())
     assert healthy.answer(1, "unharmed") == "echo: unharmed"
+
+
+def test_attaching_and_detaching_leaks_nothing(rig: Rig, tmp_path: Path) -> None:
+    side = rig.ready(tmp_path / "fake")
+
+    def num_open() -> int:
+        assert side.answer(len(side.inbox) + 1, "x") == "echo: x"
+        return len(os.listdir(f"/proc/{rig.pid}/fd"))
+
+    before = num_open()
+    for number in range(2, 30):
+        other = rig.attach(number)
+        assert other.answer(1, "x") == "echo: x"
+        rig.detach(other)
+    rig.load("second", tmp_path / "fake")  # obeyed after the last detach
+    assert num_open() == before
 
 
 def test_a_full_ring_keeps_the_answer_until_it_is_read(
@@ -393,6 +412,7 @@ def test_an_unload_cancels_a_load_in_progress(rig: Rig, tmp_path: Path) -> None:
     rig.wait_report(LoadProgress, count=2)
     rig.order(Unload("slow"))
     assert rig.wait_report(Unloaded).model == "slow"
+    rig.load("next", Path(folder))  # loads go one by one, so the slow one is gone
     assert side.answer(1, "next") == "echo: next"
 
 
