@@ -28,6 +28,7 @@ Facts = dict[str, Any]
 OnEvent = Callable[[str, Facts], None]
 
 _CONNECT_POLL_S = 0.01
+_SUBSCRIBE_TIMEOUT_S = 5.0
 
 
 class ControlClient:
@@ -70,7 +71,7 @@ class ControlClient:
             future.cancel()  # at the deadline; its answer will be ignored
 
     def subscribe(self, topics: Iterable[str], on_event: OnEvent) -> Awaitable[Facts]:
-        """Ask for the topics at once; awaiting the result raises a refusal.
+        """Ask for the topics at once; awaiting the result raises as `request` does.
 
         `on_event` is called for current values, then for each event, from the loop.
         """
@@ -78,6 +79,7 @@ class ControlClient:
         self._on_event.update(dict.fromkeys(topics, on_event))
         future = self._ask(SUBSCRIBE, {"topics": topics})
         future.add_done_callback(_look_at)  # nobody needs to await it
+        self._loop.call_later(_SUBSCRIBE_TIMEOUT_S, _expire, future)
         return future
 
     def close(self) -> None:
@@ -160,6 +162,11 @@ class _Protocol(Protocol):
 
     def resume_writing(self) -> None:
         pass
+
+
+def _expire(future: Future[Facts]) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError("no answer to a subscription"))
 
 
 def _look_at(future: Future[Facts]) -> None:

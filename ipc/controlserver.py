@@ -97,7 +97,15 @@ class ControlServer:
         self.connections.add(connection)
         if not allowed:  # it may hear why, but not keep a place
             self.loop.call_later(_FLUSH_S, connection.close)
-        self.spawn(self.loop.connect_accepted_socket(lambda: connection, sock))
+        self.spawn(self._connect(connection, sock))
+
+    async def _connect(self, connection: _Connection, sock: socket.socket) -> None:
+        try:
+            await self.loop.connect_accepted_socket(lambda: connection, sock)
+        except BaseException:  # also when we are closed first
+            self.connections.discard(connection)
+            sock.close()
+            raise
 
 
 class _Connection(Protocol):

@@ -50,6 +50,10 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return answer
 
 
+run(asyncio.sleep(0))
+"""The first loop opens a pipe for the life of the process; no test shall count it."""
+
+
 def fork(work: Callable[[], object]) -> int:
     """The pid of a process that does this and exits 0, or 99 after a traceback."""
     pid = os.fork()
