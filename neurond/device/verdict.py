@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 
 from ipc.errors import HostError, ServiceError, cause_chain, error_for
 from ipc.messages import Fault
+from neurond import faults
 
 _KIND_CLASSES = {"device": "device", "capacity": "capacity", "client": "client"}
-FATAL_CLASSES = frozenset({"device", "group"})
+FATAL_CLASSES = faults.FATAL
 
 
 class DeviceDied(Exception):
@@ -51,17 +52,10 @@ def fault_class(error: BaseException) -> str:
     """A class of `neurond.faults`: client, capacity, host, device, group, peer."""
     if isinstance(error, ServiceError):
         return _KIND_CLASSES.get(error.row.kind, "host")
-    names = type_names(error)
-    if "OutOfMemoryError" in names or "MemoryError" in names or _host_is_full(error):
-        return "capacity"
-    if "AcceleratorError" in names:
-        return "device"
-    return "host"
-
-
-def _host_is_full(error: BaseException) -> bool:
-    """torch has no type for it on the CPU, only this text."""
-    return any("DefaultCPUAllocator: can't alloc" in str(e) for e in causes(error))
+    judged = faults.judge(type_names(error), error_code(error), cause_chain(error))
+    if judged.evidence == "default":
+        return "host"  # until the probe says otherwise
+    return judged.fault_class.value
 
 
 def nan_error() -> ServiceError:
