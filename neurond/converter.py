@@ -16,7 +16,7 @@ from ipc.child import Exit, Reaper
 from ipc.errors import HostError, ServiceError, from_wire
 from ipc.link import Link, LinkClosed, LinkFull, create_link
 from ipc.messages import Convert, Converted, LoadFailed, LoadProgress, MessageError
-from neurond.forker import Forker, ForkFailed
+from neurond.forker import Forker, ForkFailed, Order
 
 OnProgress = Callable[[int, int], None]
 """Takes what is done and the total."""
@@ -71,7 +71,7 @@ class _Job:
         """Raises ServiceError."""
         ours, theirs = create_link()
         self._link = ours
-        order = ("convert", "convert", {})
+        order: Order = ("convert", "convert", {})
         try:
             child = await self._forker.fork(order, (theirs.fileno(),), 120.0)
         except ForkFailed as error:

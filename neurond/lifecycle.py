@@ -41,7 +41,6 @@ from neurond.states import DeviceState, ModelEvent, ModelStatus
 _MOST_LOAD_DEATHS = 2
 _POLL_S = 0.05
 _WAITING = (DeviceState.ABSENT, DeviceState.STARTING, DeviceState.BACKOFF)
-_PRESENT = (ModelStatus.LOADED, ModelStatus.RECOVERING)
 _LOADING = (ModelStatus.LOADING, ModelStatus.CONVERTING)
 
 
@@ -77,7 +76,7 @@ class Lifecycle:
     def load(self, model: str, given: Mapping[str, Any]) -> ModelRecord:
         """Begin a load, or join what is under way. Raises ClientError."""
         record = self._record(model, given)
-        if record.status in (*_PRESENT, *_LOADING):
+        if record.is_wanted:
             return record
         if record.status is ModelStatus.UNLOADING:
             raise ClientError(
@@ -101,8 +100,9 @@ class Lifecycle:
             raise _unknown(model)
         if record.status in (ModelStatus.UNLOADED, ModelStatus.UNLOADING):
             return record
+        had_failed = record.status is ModelStatus.FAILED
         record.move(ModelEvent.UNLOAD)
-        if record.status is ModelStatus.UNLOADED:  # it had failed
+        if had_failed:
             record.error, record.reason = None, ""
             self._effects.changed()
             return record

@@ -16,6 +16,13 @@ from neurond.config import Model
 from neurond.stages import PLAIN, Progress
 from neurond.states import ModelEvent, ModelStatus, next_model_status
 
+_WANTED = (
+    ModelStatus.LOADED,
+    ModelStatus.RECOVERING,
+    ModelStatus.LOADING,
+    ModelStatus.CONVERTING,
+)
+
 
 @dataclass(slots=True, eq=False)
 class ModelRecord:
@@ -40,6 +47,11 @@ class ModelRecord:
     def is_busy(self) -> bool:
         """A load or unload is under way."""
         return self.done is not None and not self.done.done()
+
+    @property
+    def is_wanted(self) -> bool:
+        """It is there, comes, or comes back."""
+        return self.status in _WANTED
 
     def move(self, event: ModelEvent) -> None:
         """Raises IllegalTransition."""

@@ -1,0 +1,234 @@
+"""The node's facts: one document behind tables, `--json`, HTTP, events and dashboard.
+
+Supervisor; pure. Every other view is cut from what `of_node` builds, so that no two can
+disagree. Numbers are raw, units stand in the keys, times are unix time.
+
+Invariant: everything that is not final carries a reason and a since.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import ipc
+from ipc.attachwire import PROTOCOL
+from ipc.errors import TABLE
+from ipc.status import ModelRow, PageView
+from neurond.deviceslot import DeviceSlot
+from neurond.discovery import HostFacts
+from neurond.modelrecord import ModelRecord
+from neurond.states import DeviceState, ModelStatus
+
+SCHEMA = 1
+_AWAY = (DeviceState.DYING, DeviceState.BACKOFF, DeviceState.FAILED)
+_NEVER_UP = (DeviceState.ABSENT, DeviceState.STARTING)
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What the node knows of itself besides devices and models."""
+
+    node: str
+    boot_id: str
+    residency: int
+    started_s: float
+    is_stopping: bool
+    listen: Mapping[str, str]
+    host: HostFacts
+    cuda_problem: str
+    foreign_bytes: Mapping[str, int]
+
+
+def of_node(
+    own: Own, devices: Sequence[DeviceSlot], records: Iterable[ModelRecord]
+) -> Facts:
+    views = {device.name: device.view() for device in devices}
+    models = [of_model(record, views) for record in records]
+    placed = {
+        device.name: [m["id"] for m in models if device.name in m["devices"]]
+        for device in devices
+    }
+    shown = [
+        _device(d, views[d.name], placed[d.name], own.foreign_bytes) for d in devices
+    ]
+    return {
+        "schema": SCHEMA,
+        "node": own.node,
+        "boot_id": own.boot_id,
+        "residency": own.residency,
+        "time_s": time.time(),
+        "started_s": own.started_s,
+        "version": versions(),
+        "state": _state(own, shown, models),
+        "health": _health(own, shown, models),
+        "listen": dict(own.listen),
+        "host": {
+            "cores": own.host.cores,
+            "memory_total_bytes": own.host.memory_total_bytes,
+            "memory_free_bytes": own.host.memory_free_bytes,
+            "hostname": own.host.hostname,
+        },
+        "devices": shown,
+        "models": models,
+    }
+
+
+def etag(facts: Mapping[str, Any]) -> str:
+    return f"{facts['boot_id']}.{facts['residency']}"
+
+
+def versions() -> dict[str, Any]:
+    """Without importing what is asked about."""
+    return {
+        "cortex": ipc.__version__,
+        "python": platform.python_version(),
+        "torch": _installed("torch"),
+        "transformers": _installed("transformers"),
+        "protocol": PROTOCOL,
+    }
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device(
+    device: DeviceSlot,
+    view: PageView | None,
+    models: list[str],
+    foreign_bytes: Mapping[str, int],
+) -> Facts:
+    counters = device.odometer.counters(view)
+    gauges = view.gauges if view else {}
+    return {
+        "device": device.name,
+        "kind": device.spec.kind,
+        "name": device.spec.name,
+        "uuid": device.spec.uuid,
+        "pid": device.pid,
+        "state": str(device.state),
+        "reason": device.reason,
+        "since_s": device.since_s,
+        "generation": device.generation,
+        "phase": view.phase.name.lower() if view else None,
+        "memory_total_bytes": device.memory_total_bytes,
+        "memory_free_bytes": device.memory_free_bytes(),
+        "memory_foreign_bytes": foreign_bytes.get(device.spec.uuid, 0),
+        "models": models,
+        "running": gauges.get("running", 0),
+        "waiting": gauges.get("waiting", 0),
+        "emitted_tokens_total": counters["emitted_tokens_total"],
+        "counters": counters,
+        "deaths_total": device.deaths,
+        "last_fault": device.last_fault,
+    }
+
+
+def of_model(record: ModelRecord, views: Mapping[str, PageView | None]) -> Facts:
+    spec, loaded = record.spec, record.loaded
+    info = loaded.info if loaded else {}
+    rows = _rows(spec.id, record.devices, views)
+    return {
+        "id": spec.id,
+        "status": str(record.status),
+        **_progress(record),
+        "reason": record.reason,
+        "since_s": record.since_s,
+        "devices": list(record.devices),
+        "servable": _servable(record),
+        "context": loaded.context if loaded else spec.context or None,
+        "dtype": info.get("dtype", spec.dtype),
+        "quant": info.get("quant", spec.quant),
+        "digest": record.digest or None,
+        "resident_bytes": loaded.resident_bytes if loaded else 0,
+        "pinned": spec.pinned,
+        "priority": spec.priority,
+        "last_used_s": max((row.last_used_s for row in rows), default=0.0) or None,
+        "running": sum(row.running for row in rows),
+        "waiting": sum(row.queued for row in rows),
+        "load_seconds": record.load_seconds,
+        "architecture": info.get("architecture"),
+        "capabilities": _capabilities(record),
+        "source": spec.source,
+        "folder": record.folder or None,
+        "error": record.error_wire(),
+    }
+
+
+def _rows(
+    model: str, devices: Sequence[str], views: Mapping[str, PageView | None]
+) -> list[ModelRow]:
+    pages = [view for name in devices if (view := views.get(name)) is not None]
+    return [row for view in pages for row in view.models if row.name == model]
+
+
+def _progress(record: ModelRecord) -> Facts:
+    if record.progress is None:
+        done = 100.0 if record.status is ModelStatus.LOADED else 0.0
+        return {"stage": None, "percent": done, "eta_s": None}
+    at = record.progress.position(time.monotonic())
+    return {"stage": at.stage, "percent": at.percent, "eta_s": at.eta_s}
+
+
+def _servable(record: ModelRecord) -> Facts:
+    if record.status is ModelStatus.LOADED:
+        return {"ok": True, "reason": ""}
+    return {"ok": False, "reason": record.reason or f"it is {record.status}"}
+
+
+def _capabilities(record: ModelRecord) -> Facts:
+    """What is served today; what a model could do beyond it is not promised."""
+    return {
+        "chat": True,
+        "completion": False,
+        "embedding": False,
+        "vision": False,
+        "tools": False,
+        "reasoning": False,
+    }
+
+
+def _state(own: Own, devices: Sequence[Facts], models: Sequence[Facts]) -> str:
+    if own.is_stopping:
+        return "stopping"
+    if all(device["state"] in _NEVER_UP for device in devices):
+        return "starting" if devices else "impaired"
+    is_hurt = any(device["state"] in _AWAY for device in devices)
+    has_failed = any(model["status"] == ModelStatus.FAILED for model in models)
+    return "impaired" if is_hurt or has_failed or own.cuda_problem else "ready"
+
+
+def _health(
+    own: Own, devices: Sequence[Facts], models: Sequence[Facts]
+) -> list[dict[str, str]]:
+    """One line per thing that an operator may want to act on, with the next command."""
+    lines = []
+    if own.cuda_problem:
+        lines.append(_line("error", "cuda_unavailable", own.cuda_problem))
+    for device in devices:
+        if device["state"] in _AWAY:
+            text = f"device {device['device']} is {device['state']}: {device['reason']}"
+            is_out = device["state"] == DeviceState.FAILED
+            code = "device_failed" if is_out else "device_fault"
+            lines.append(_line("error" if is_out else "warning", code, text))
+    for model in models:
+        if model["status"] == ModelStatus.FAILED:
+            wire = model["error"]
+            text = f"model {model['id']} could not be loaded: {model['reason']}"
+            lines.append(_line("warning", wire[0] if wire else "load_failed", text))
+    return lines
+
+
+def _line(level: str, code: str, text: str) -> dict[str, str]:
+    row = TABLE[code]
+    return {"level": level, "code": row.ref, "text": text, "next": row.next_command}

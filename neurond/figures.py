@@ -1,0 +1,68 @@
+"""The plain numbers that the metrics process turns into series.
+
+Supervisor; pure but for reading the sizes of our own processes. Device totals span all
+lives of a device (`odometer`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from neurond.deviceslot import DeviceSlot
+from neurond.modelrecord import ModelRecord
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+Figures = dict[str, Any]
+
+
+def of_node(
+    devices: Sequence[DeviceSlot],
+    records: Iterable[ModelRecord],
+    processes: Mapping[str, int | None],
+    restarts: Mapping[str, int],
+) -> Figures:
+    """`processes`: name → pid; None for ourselves or for one that does not run."""
+    return {
+        "devices": [_device(device) for device in devices],
+        "models": [{"id": r.spec.id, "status": str(r.status)} for r in records],
+        "processes": _sizes(processes),
+        "restarts_total": dict(restarts),
+    }
+
+
+def _device(device: DeviceSlot) -> Figures:
+    view = device.view()
+    return {
+        "device": device.name,
+        "kind": device.spec.kind,
+        "state": str(device.state),
+        "generation": device.generation,
+        "counters": device.odometer.counters(view),
+        "gauges": dict(view.gauges) if view else {},
+        "series": device.odometer.series(view),
+        "deaths_total": device.deaths,
+        "memory_total_bytes": device.memory_total_bytes,
+        "memory_free_bytes": device.memory_free_bytes(),
+    }
+
+
+def _sizes(processes: Mapping[str, int | None]) -> list[Figures]:
+    found = []
+    for name, pid in processes.items():
+        number = os.getpid() if name == "supervisor" else pid
+        size_bytes = _rss_bytes(number) if number else None
+        if size_bytes is not None:
+            found.append({"name": name, "pid": number, "rss_bytes": size_bytes})
+    return found
+
+
+def _rss_bytes(pid: int) -> int | None:
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    except OSError:
+        return None  # it ended meanwhile
+    return int(pages) * _PAGE_BYTES

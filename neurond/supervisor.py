@@ -1,0 +1,442 @@
+"""`neurond: supervisor`: starts the node's processes, watches them, says what is.
+
+Single-threaded, without torch, HTTP or request data. Owns the device slots, the model
+records, the listening sockets, control.sock and attach.sock, the event log and the
+desired state; acts from one loop with one tick.
+
+    device dies ─▶ workers hear `down` ─▶ respawn ─▶ its models load ─▶ `up`
+    any other child dies ─▶ it is started again; devices and streams go on
+    SIGTERM ─▶ frontend drains ─▶ devices stop ─▶ the rest ends ─▶ exit 0
+
+Invariant: every wait has a deadline, every child is watched, and when this process dies
+all of them do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ipc.attach import AttachServer, WorkerLink
+from ipc.child import (
+    EXIT_OK,
+    EXIT_PERMANENT,
+    EXIT_RESTART,
+    Exit,
+    Reaper,
+    become_subreaper,
+)
+from ipc.errors import ClientError
+from ipc.eventlog import EventLog
+from ipc.journal import Journal
+from ipc.keeper import Keeper
+from ipc.messages import Fault, LinkUp
+from ipc.systemd import notify
+from neurond import facts, figures
+from neurond.config import Config
+from neurond.converter import Converter
+from neurond.desired import Desired
+from neurond.deviceslot import DeviceSlot, Owner
+from neurond.discovery import DeviceSpec, host_facts
+from neurond.forker import Forker
+from neurond.gpuwatch import GpuWatch
+from neurond.launch import Launch
+from neurond.lifecycle import Effects, Lifecycle
+from neurond.modelrecord import ModelRecord
+from neurond.operators import Operators, Orders, is_operator
+from neurond.publishing import Publisher
+from neurond.rings import Rings
+from neurond.sources import known_models
+from neurond.states import DeviceEvent, DeviceState
+from neurond.unixlisteners import Listeners
+
+TICK_S = 0.25
+_LATE_TICKS = 4
+_DEVICE_STOP_S = 5.0
+_CUT_S = 6.0
+_LAST_S = 2.0
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the node was started with."""
+
+    config: Config
+    launch: Launch
+    listeners: Listeners
+    journal: Journal
+    events: EventLog
+    desired: Desired
+    specs: Sequence[DeviceSpec]
+    cuda_problem: str
+
+
+class Supervisor:
+    def __init__(self, given: Given) -> None:
+        self._given = given
+        self._config = given.config
+        self._journal = given.journal
+        self._loop = asyncio.get_running_loop()
+        self._boot_id = secrets.token_hex(8)
+        self._started_s = time.time()
+        self._is_stopping = False
+        self._exit_code = EXIT_OK
+        self._wanted_stop = asyncio.Event()
+        self._restarts = {"zygote": 0, "frontend": 0, "metrics": 0, "nvml": 0}
+        self._host = host_facts()
+        self._reaper = Reaper(self._loop)
+        self._forker = self._make_forker()
+        self._devices = [self._make_device(spec) for spec in given.specs]
+        self._lifecycle = self._make_lifecycle()
+        self._rings = Rings(lambda: self._devices, self._journal)
+        launch = given.launch
+        self._frontend = Keeper("frontend", launch.frontend, self._reaper, self._exited)
+        self._metrics = Keeper("metrics", launch.metrics, self._reaper, self._exited)
+        self._gpus = GpuWatch(
+            self._reaper, launch.nvml, self._device_pids, self._exited
+        )
+        self._operators = self._make_operators()
+        self._attach = self._make_attach()
+        self._publisher = Publisher(self.facts, self._operators.tell_state)
+
+    # ---- composition
+
+    def _make_forker(self) -> Forker:
+        kinds = {spec.kind for spec in self._given.specs}
+        return Forker(
+            self._reaper,
+            self._journal,
+            preload="none" if kinds <= {"fake"} else "torch",
+            use_zygote=self._config.devices.spawn == "zygote",
+            on_died=self._zygote_died,
+        )
+
+    def _make_device(self, spec: DeviceSpec) -> DeviceSlot:
+        settings = self._given.launch.device_settings()
+        if spec.kind == "cuda":
+            settings["environ"] = {"CUDA_VISIBLE_DEVICES": spec.uuid}
+        return DeviceSlot(
+            spec,
+            settings,
+            Owner(
+                on_hello=lambda device: self._lifecycle.device_hello(device),
+                on_up=self._device_up,
+                on_down=self._device_down,
+                on_message=self._device_spoke,
+                on_change=self._device_changed,
+            ),
+            self._forker,
+            self._reaper,
+            boot_deadline_s=self._config.limits.boot_deadline_s,
+        )
+
+    def _make_lifecycle(self) -> Lifecycle:
+        limits = self._config.limits
+        converter = Converter(
+            self._forker, self._reaper, deadline_s=limits.load_deadline_s
+        )
+        effects = Effects(
+            devices=lambda: self._devices,
+            converter=converter,
+            cache=self._given.launch.folders.cache,
+            note=self._note,
+            changed=self._changed,
+        )
+        return Lifecycle(
+            known_models(self._config),
+            effects,
+            load_deadline_s=limits.load_deadline_s,
+            drain_s=limits.drain_s,
+        )
+
+    def _make_operators(self) -> Operators:
+        desired = self._given.desired
+        orders = Orders(
+            state=self.facts,
+            metrics=self.figures,
+            lifecycle=self._lifecycle,
+            want=lambda record: desired.want(record.spec.id, _stored(record)),
+            release=desired.release,
+            respawn=self._respawn,
+            stop=self._wanted_stop.set,
+        )
+        control = self._given.listeners.control
+        return Operators(control, orders, self._config, self._given.events)
+
+    def _make_attach(self) -> AttachServer:
+        return AttachServer(
+            self._given.listeners.attach,
+            on_attached=self._worker_attached,
+            on_lost=self._worker_lost,
+            limit=2 * self._config.node.workers + 4,
+            allow=is_operator,
+        )
+
+    # ---- the life of the node
+
+    async def run(self) -> int:
+        """Until SIGTERM; the exit code."""
+        become_subreaper()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._wanted_stop.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._refuse_reload)
+        self._start()
+        ticking = self._loop.create_task(self._tick())
+        await self._wanted_stop.wait()
+        await self._stop()
+        ticking.cancel()
+        await asyncio.gather(ticking, return_exceptions=True)
+        self._close()
+        return self._exit_code
+
+    def _start(self) -> None:
+        """Listeners first, models last: they show as loading meanwhile (S33)."""
+        self._operators.start(self._loop)
+        self._attach.start(self._loop)
+        self._forker.start()
+        for device in self._devices:
+            device.spawn()
+        for keeper in (self._frontend, self._metrics):
+            keeper.start()
+        if any(device.spec.kind == "cuda" for device in self._devices):
+            self._gpus.start()
+        self._note("node.started")
+        self._load_desired()
+        notify(READY=1, STATUS="starting")
+
+    def _load_desired(self) -> None:
+        desired = self._given.desired
+        wanted: dict[str, Facts] = {name: {} for name in self._config.models.default}
+        wanted.update(desired.loaded)
+        for model, given in wanted.items():
+            if model in desired.unloaded:
+                continue
+            try:
+                self._lifecycle.load(model, given)
+            except ClientError as error:
+                self._journal.error(
+                    "a default model can't be loaded",
+                    event="model.load_failed",
+                    model=model,
+                    cause=error.message,
+                )
+
+    async def _tick(self) -> None:
+        last_s = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_s = time.monotonic()
+            late = now_s - last_s > _LATE_TICKS * TICK_S
+            last_s = now_s
+            for device in self._devices:
+                device.tick(late=late)
+            self._reaper.reap_orphans()
+            self._publisher.tick(now_s)
+            self._journal.flush()
+            notify(WATCHDOG=1)
+
+    # ---- what is
+
+    def facts(self) -> Facts:
+        """The node's facts document."""
+        sockets = self._given.launch.sockets
+        own = facts.Own(
+            node=self._given.launch.node,
+            boot_id=self._boot_id,
+            residency=self._lifecycle.residency,
+            started_s=self._started_s,
+            is_stopping=self._is_stopping,
+            listen=self._given.listeners.bound(sockets),
+            host=self._host,
+            cuda_problem=self._given.cuda_problem,
+            foreign_bytes=self._gpus.foreign_bytes(),
+        )
+        return facts.of_node(own, self._devices, self._lifecycle.records.values())
+
+    def figures(self) -> Facts:
+        """For the metrics process."""
+        processes = {"supervisor": None, "zygote": self._forker.pid}
+        processes |= {k.name: k.pid for k in (self._frontend, self._metrics)}
+        processes |= {f"device {d.name}": d.pid for d in self._devices}
+        models = self._lifecycle.records.values()
+        return figures.of_node(self._devices, models, processes, self._restarts)
+
+    def _device_pids(self) -> set[int]:
+        return {device.pid for device in self._devices if device.pid is not None}
+
+    def _changed(self) -> None:
+        self._publisher.soon()
+
+    # ---- what happens
+
+    def _device_up(self, device: DeviceSlot) -> None:
+        self._rings.device_up(device)
+        self._note("device.ready", device=device.name, generation=device.generation)
+
+    def _device_down(self, device: DeviceSlot, reason: str) -> None:
+        """`down` before anything else: a worker never reads that generation again."""
+        self._rings.device_down(device, reason)
+        self._lifecycle.device_lost(device, reason)
+        if not self._is_stopping:
+            self._note(
+                "device.died",
+                device=device.name,
+                generation=device.generation,
+                reason=reason,
+            )
+
+    def _device_changed(self, device: DeviceSlot, event: DeviceEvent) -> None:
+        if event is DeviceEvent.GIVE_UP:
+            self._lifecycle.device_failed(device)
+            self._note("device.failed", device=device.name, reason=device.reason)
+            self._give_up_if_hopeless()
+        elif event is DeviceEvent.SPAWN:
+            self._note(
+                "device.starting", device=device.name, generation=device.generation
+            )
+        self._changed()
+
+    def _device_spoke(self, device: DeviceSlot, message: LinkUp) -> None:
+        if isinstance(message, Fault):
+            self._mark_poisoned(device, message)
+        else:
+            self._lifecycle.message(device, message)
+
+    def _mark_poisoned(self, device: DeviceSlot, fault: Fault) -> None:
+        self._journal.error(
+            "model marked poisoned",
+            event="model.poisoned",
+            device=device.name,
+            model=fault.model,
+            fault=f"{fault.fault_class}: {fault.type}",
+            code=fault.code,
+            generation=fault.generation,
+            request=",".join(map(str, fault.requests)),
+            cause=" <- ".join(fault.chain),
+        )
+
+    def _give_up_if_hopeless(self) -> None:
+        """The last rung: a new start may have more luck (S13)."""
+        states = {device.state for device in self._devices}
+        was_serving = any(device.odometer.has_emitted for device in self._devices)
+        if states == {DeviceState.FAILED} and was_serving and not self._is_stopping:
+            self._journal.error("every device was taken out", event="node.hopeless")
+            self._exit_code = EXIT_RESTART
+            self._wanted_stop.set()
+
+    def _worker_attached(self, worker: WorkerLink) -> None:
+        self._rings.worker_attached(worker)
+
+    def _worker_lost(self, worker: WorkerLink) -> None:
+        self._rings.worker_lost(worker)
+
+    def _zygote_died(self, end: Exit | OSError) -> None:
+        self._child_died("zygote", end)
+
+    def _exited(self, keeper: Keeper, end: Exit | OSError) -> None:
+        self._child_died(keeper.name, end)
+
+    def _child_died(self, name: str, end: Exit | OSError) -> None:
+        if self._is_stopping:
+            return
+        self._restarts[name] += 1
+        self._journal.error(f"{name} ended: {end}", event=f"{name}.died")
+        self._note(f"{name}.died", reason=str(end))
+        if isinstance(end, Exit) and end.meaning == "permanent":
+            self._exit_code = EXIT_PERMANENT
+            self._wanted_stop.set()
+
+    def _respawn(self, name: str) -> None:
+        """An operator's order: charged to nobody."""
+        device = next((d for d in self._devices if d.name == name), None)
+        if device is None:
+            raise ClientError(f"there is no device {name}", param="device")
+        if device.state is DeviceState.FAILED:
+            device.reset()
+        else:
+            device.kill("respawn was ordered")
+
+    def _refuse_reload(self) -> None:
+        words = "SIGHUP is ignored: the configuration is read at a start only"
+        self._journal.warning(words, event="node.reload")
+
+    def _note(self, kind: str, **fields: Any) -> None:
+        """Into the event log, to the followers, and to the journal."""
+        self._operators.tell_event(self._given.events.append(kind, **fields))
+        say = self._journal.warning if _is_bad(kind) else self._journal.info
+        say(kind.replace(".", " ").replace("_", " "), event=kind, **fields)
+
+    # ---- the end
+
+    async def _stop(self) -> None:
+        self._is_stopping = True
+        notify(STOPPING=1, STATUS="stopping")
+        self._note("node.stopping")
+        self._publisher.now()
+        self._given.launch.sockets.http.close()  # else connections queue for nobody
+        await self._lifecycle.stop()
+        await _end([self._frontend], self._config.limits.drain_s + _CUT_S)
+        await self._stop_devices()
+        others = [self._metrics]
+        if self._gpus.keeper.pid is not None:
+            others.append(self._gpus.keeper)
+        await _end(others, _LAST_S)
+        await self._forker.stop()
+
+    async def _stop_devices(self) -> None:
+        for device in self._devices:
+            device.stop()
+        gone = asyncio.gather(*[device.gone.wait() for device in self._devices])
+        try:
+            await asyncio.wait_for(gone, _DEVICE_STOP_S)
+        except TimeoutError:
+            for device in self._devices:
+                device.stop_hard()
+            waits = [device.gone.wait() for device in self._devices]
+            await asyncio.wait([self._loop.create_task(w) for w in waits], timeout=2.0)
+
+    def _close(self) -> None:
+        self._publisher.close()
+        self._attach.close()
+        self._operators.close()
+        self._gpus.close()
+        self._reaper.close()
+        self._journal.close()
+        self._given.launch.sockets.metrics.close()
+
+
+def _stored(record: ModelRecord) -> dict[str, Any]:
+    """What a restart needs to load it again."""
+    spec = record.spec
+    names = ("source", "dtype", "quant", "context", "pinned", "priority")
+    return {name: getattr(spec, name) for name in names}
+
+
+def _is_bad(kind: str) -> bool:
+    return kind.endswith((".died", ".failed", "_failed"))
+
+
+async def _end(keepers: Sequence[Keeper], timeout_s: float) -> None:
+    """SIGTERM, and SIGKILL to those that need longer."""
+    for keeper in keepers:
+        keeper.stop()
+    try:
+        async with asyncio.timeout(timeout_s):
+            await asyncio.gather(*[keeper.gone.wait() for keeper in keepers])
+        return
+    except TimeoutError:
+        pass
+    for keeper in keepers:
+        keeper.stop(signal.SIGKILL)
+    try:
+        async with asyncio.timeout(_LAST_S):
+            await asyncio.gather(*[keeper.gone.wait() for keeper in keepers])
+    except TimeoutError:
+        pass  # it dies with us
