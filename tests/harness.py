@@ -160,6 +160,7 @@ class Daemon:
             "PYTHONPATH": str(ROOT),
             "CORTEX_RUN_DIR": str(self.folder),
             "CORTEX_TEST_DAEMON": self._mark,
+            "SPT_NOENV": "1",  # else a process's title overwrites the mark
         }
 
     def _is_ours(self, process: psutil.Process) -> bool:

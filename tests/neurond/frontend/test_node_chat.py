@@ -41,15 +41,15 @@ def test_the_openai_sdk_gets_an_answer_and_a_stream(node: Node) -> None:
     asked = {"model": MODEL, "messages": messages}
     whole = client.chat.completions.create(**asked)  # type: ignore[call-overload]
     assert whole.choices[0].message.content == "echo: grüße 😀"
-    assert whole.usage.total_tokens == whole.usage.prompt_tokens + 19
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + 18
     options = {"include_usage": True}
     chunks = list(
         client.chat.completions.create(**asked, stream=True, stream_options=options)  # type: ignore[call-overload]
     )
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == "echo: grüße 😀"
-    assert chunks[-1].usage.completion_tokens == 19
-    assert [model.id for model in client.models.list()] == [MODEL]
+    assert chunks[-1].usage.completion_tokens == 18
+    assert MODEL in [model.id for model in client.models.list()]
     with pytest.raises(openai.NotFoundError, match="nope"):
         client.chat.completions.create(**{**asked, "model": "nope"})  # type: ignore[call-overload]
 
