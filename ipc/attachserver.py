@@ -79,14 +79,19 @@ class _Connection:
     """One accepted socket, before and after its Hello."""
 
     def __init__(
-        self, sock: socket.socket, peer: Peer, loop: AbstractEventLoop
+        self,
+        sock: socket.socket,
+        peer: Peer,
+        loop: AbstractEventLoop,
+        *,
+        hello_timeout_s: float,
     ) -> None:
         self.peer = peer
         self.worker: WorkerLink | None = None
         self.on_broken: Callable[[], None] = lambda: None
         self._sock = sock
         self._loop = loop
-        self._timer = loop.call_later(HELLO_TIMEOUT_S, self._broken)
+        self._timer = loop.call_later(hello_timeout_s, self._broken)
 
     def start(self, on_readable: Callable[[], None]) -> None:
         self._loop.add_reader(self._sock, on_readable)
@@ -144,12 +149,14 @@ class AttachServer:
         on_lost: Callable[[WorkerLink], None],
         limit: int,
         allow: Callable[[Peer], bool],
+        hello_timeout_s: float = HELLO_TIMEOUT_S,
     ) -> None:
         self._acceptor = Acceptor(listener, self._add)
         self._on_attached = on_attached
         self._on_lost = on_lost
         self._limit = limit
         self._allow = allow
+        self._hello_timeout_s = hello_timeout_s
         self._seats: set[_Connection] = set()
         self._next_id = 1
 
@@ -168,7 +175,8 @@ class AttachServer:
         if sum(seat.worker is None for seat in self._seats) >= _MAX_WAITING:
             sock.close()
             return
-        seat = _Connection(sock, peer, self._loop)
+        timeout_s = self._hello_timeout_s
+        seat = _Connection(sock, peer, self._loop, hello_timeout_s=timeout_s)
         seat.on_broken = lambda: self._lose(seat)
         self._seats.add(seat)
         seat.start(lambda: self._read(seat))

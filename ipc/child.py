@@ -257,8 +257,11 @@ def _children() -> list[int]:
     """Every child of this process, whichever of our threads it hangs on."""
     found: list[int] = []
     for thread in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{thread}/children") as file:
-            found += map(int, file.read().split())
+        try:
+            with open(f"/proc/self/task/{thread}/children") as file:
+                found += map(int, file.read().split())
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # the thread ended; its children hang on another by now
     return found
 
 

@@ -28,7 +28,6 @@ Facts = dict[str, Any]
 OnEvent = Callable[[str, Facts], None]
 
 _CONNECT_POLL_S = 0.01
-_SUBSCRIBE_TIMEOUT_S = 5.0
 
 
 class ControlClient:
@@ -70,7 +69,9 @@ class ControlClient:
         finally:
             future.cancel()  # at the deadline; its answer will be ignored
 
-    def subscribe(self, topics: Iterable[str], on_event: OnEvent) -> Awaitable[Facts]:
+    def subscribe(
+        self, topics: Iterable[str], on_event: OnEvent, timeout_s: float = 5.0
+    ) -> Awaitable[Facts]:
         """Ask for the topics at once; awaiting the result raises as `request` does.
 
         `on_event` is called for current values, then for each event, from the loop.
@@ -79,7 +80,7 @@ class ControlClient:
         self._on_event.update(dict.fromkeys(topics, on_event))
         future = self._ask(SUBSCRIBE, {"topics": topics})
         future.add_done_callback(_look_at)  # nobody needs to await it
-        self._loop.call_later(_SUBSCRIBE_TIMEOUT_S, _expire, future)
+        self._loop.call_later(timeout_s, _expire, future)
         return future
 
     def close(self) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from ipc import attachserver
 from ipc.attach import PROTOCOL, AttachClient, AttachServer, WorkerLink
 from ipc.attachwire import ATTACH, Down, Hello, Pair, Refused, Welcome
 from ipc.errors import CapacityError, ClientError, PeerLost, ServiceError
@@ -35,6 +34,7 @@ class Desk:
     path: Path
     limit: int = 4
     allow: Callable[[Peer], bool] = lambda _peer: True
+    hello_timeout_s: float = 5.0
     attached: list[WorkerLink] = field(default_factory=list)
     lost: list[WorkerLink] = field(default_factory=list)
 
@@ -49,6 +49,7 @@ class Desk:
             on_lost=self.lost.append,
             limit=self.limit,
             allow=self.allow,
+            hello_timeout_s=self.hello_timeout_s,
         )
         self.server.start(asyncio.get_running_loop())
         try:
@@ -215,15 +216,25 @@ def test_a_peer_that_may_not_attach_is_told_so(tmp_path: Path) -> None:
     _desk(tmp_path, work, allow=nobody)
 
 
-def test_a_peer_that_says_nothing_is_closed_in_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attachserver, "HELLO_TIMEOUT_S", 0.05)
-
+def test_a_peer_that_says_nothing_is_closed_in_the_end(tmp_path: Path) -> None:
     async def work(desk: Desk) -> None:
         worker = await Worker(desk.path).attach()
         await _is_closed(_raw(desk.path))
         assert desk.lost == [], "whoever said hello has all the time in the world"
+        worker.close()
+
+    _desk(tmp_path, work, hello_timeout_s=0.05)
+
+
+def test_a_peer_that_says_hello_and_leaves_at_once_is_nobodys_worker(
+    tmp_path: Path,
+) -> None:
+    async def work(desk: Desk) -> None:
+        for _ in range(20):
+            _raw(desk.path, _hello()).close()
+        worker = await Worker(desk.path).attach()
+        await until(lambda: len(desk.server._seats) == 1)
+        assert len(desk.lost) == len(desk.attached) - 1
         worker.close()
 
     _desk(tmp_path, work)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import select
 import socket
 import struct
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from ipc.errors import CapacityError, ClientError, HostError, error_for
 from ipc.frames import FrameError, FrameReader, pack_frame
 from ipc.peer import Peer
 from ipc.unixsocket import bind_unix, connect_unix
-from tests.ipc.processkit import open_fds, run, until
+from tests.ipc.processkit import in_fork, open_fds, run, until
 
 Facts = dict[str, Any]
 _KIND = socket.SOCK_STREAM
@@ -58,6 +60,9 @@ class Daemon:
             backlog_bytes=backlog_bytes,
         )
         self.server.start(asyncio.get_running_loop())
+
+    def has_connections(self, count: int) -> bool:
+        return len(self.server.connections) == count
 
     async def _echo(self, args: Facts, _peer: Peer) -> Facts:
         return args
@@ -385,6 +390,19 @@ def test_the_end_of_the_daemon_ends_every_request(tmp_path: Path) -> None:
     _serve(tmp_path, work)
 
 
+def test_a_subscription_that_nobody_answers_ends_too(tmp_path: Path) -> None:
+    async def work() -> None:
+        with bind_unix(tmp_path / "control.sock", _KIND, 0o660):
+            client = ControlClient()
+            await client.connect(tmp_path / "control.sock", 1)
+            with pytest.raises(TimeoutError):
+                await client.subscribe(["state"], lambda *_: None, 0.05)
+            client.close()
+            await client.closed
+
+    run(work())
+
+
 def test_a_daemon_that_accepts_and_says_nothing_costs_the_timeout(
     tmp_path: Path,
 ) -> None:
@@ -533,6 +551,30 @@ def test_a_daemon_that_closes_while_clients_arrive_leaves_nothing_open(
             await _is_closed(client)
 
     _serve(tmp_path, work)
+
+
+def test_a_flood_of_connections_is_turned_away_at_a_bound(tmp_path: Path) -> None:
+    async def work(daemon: Daemon) -> None:
+        silent = []
+        for number in range(512):
+            silent.append(_raw(daemon))
+            if number % 64 == 63:
+                await until(partial(daemon.has_connections, number + 1))
+        await _is_closed(_raw(daemon))
+        silent.pop().close()
+        await until(partial(daemon.has_connections, 511))
+        client = await _client(daemon)
+        assert await client.request("echo") == {}
+        client.close()
+        for sock in silent:
+            sock.close()
+
+    def with_room() -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        _serve(tmp_path, work)
+
+    in_fork(with_room)
 
 
 # -- nonsense

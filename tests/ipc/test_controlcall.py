@@ -222,7 +222,7 @@ def test_a_daemon_that_talks_nonsense_or_leaves_has_closed(
             call(path, "echo", timeout_s=5)
         with pytest.raises(ControlClosed):
             next(follow(path, ["state"], timeout_s=5))
-        finish(pid)
+        os.waitpid(pid, 0)
 
 
 def test_importing_it_brings_no_event_loop() -> None:

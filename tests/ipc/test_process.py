@@ -89,7 +89,11 @@ def test_the_note_about_the_parent_is_taken_out_of_the_environment() -> None:
 
 def test_the_signal_of_the_parents_death_can_be_a_gentle_one() -> None:
     def child(parent: int, tell: int) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: os.write(tell, b"told to stop"))
+        def stop(*_: object) -> None:
+            os.write(tell, b"told to stop")
+            os._exit(0)
+
+        signal.signal(signal.SIGTERM, stop)
         process.die_with_parent(parent, signal.SIGTERM)
         os.write(tell, b"%d" % os.getpid())
         signal.pause()

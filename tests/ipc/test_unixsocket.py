@@ -145,9 +145,9 @@ def test_of_many_that_start_at_once_over_a_stale_file_one_wins(tmp_path: Path) -
             try:
                 _listener = bind_unix(path, _STREAM, 0o660)
                 os.write(tell, b"w")
-                signal.pause()
             except OSError as error:
                 os.write(tell, b"l" if error.errno == errno.EADDRINUSE else b"?")
+            signal.pause()
 
         pids = [fork(contend) for _ in range(6)]
         for fd in (start, go, tell):
