@@ -27,11 +27,20 @@ def bar(percent: float, *, width: int = _BAR_WIDTH, unicode: bool = True) -> str
     return _FULL[index] * filled + _EMPTY[index] * (width - filled)
 
 
-def describe(model: dict[str, Any], elapsed_s: float, screen: Screen) -> str:
-    """ "smollm2  loading  ███░░  42%  weights  3s, 4s left", as wide as the screen."""
+def describe(
+    model: dict[str, Any], elapsed_s: float, screen: Screen, *, silent_s: float = 0.0
+) -> str:
+    """ "smollm2  ███░░  42%  weights  3s, 4s left", as wide as the screen.
+
+    After a long silence a time left would be a guess; the silence stands there instead.
+    """
     done = model.get("percent")
     eta_s = model.get("eta_s")
-    times = span(elapsed_s) + (f", {span(eta_s)} left" if eta_s else "")
+    times = span(elapsed_s)
+    if silent_s >= _STALLED_AFTER_S:
+        times += f", no progress for {span(silent_s)}"
+    elif eta_s:
+        times += f", {span(eta_s)} left"
     parts = [
         *([f"{bar(done, unicode=screen.unicode)} {int(done):>3}%"] if done else []),
         str(model.get("stage") or model.get("status") or ""),
@@ -67,9 +76,9 @@ class Progress:
         moved = place != self._last
         if moved:
             self._moved_s = now
-        text = describe(model, now - self._began_s, self._screen)
-        if now - self._moved_s >= _STALLED_AFTER_S:
-            text += f"  (no progress for {span(now - self._moved_s)})"
+        text = describe(
+            model, now - self._began_s, self._screen, silent_s=now - self._moved_s
+        )
         if self._screen.terminal:
             self._redraw(text)
         elif moved and self._is_worth_a_line(place):

@@ -80,11 +80,13 @@ def test_elsewhere_a_line_comes_per_stage_and_quarter() -> None:
 
 def test_silence_is_said() -> None:
     out, clock = io.StringIO(), _Clock()
-    progress = Progress(out, Screen(width=200, terminal=True), clock)
-    facts = {"id": "tiny", "stage": "weights", "percent": 10}
+    progress = Progress(out, TERMINAL, clock)
+    facts = {"id": "x" * 60, "stage": "weights", "percent": 10, "eta_s": 100}
 
     progress.show(facts)
     clock.now_s += 12
     progress.show(facts)
 
-    assert "no progress for 12s" in out.getvalue()
+    last = out.getvalue().rpartition("\x1b[2K")[2]
+    assert last.endswith("12s, no progress for 12s")
+    assert "left" not in last
