@@ -65,16 +65,15 @@ async def _serve(settings: config.Settings) -> int:
     journal = Journal(_DAEMON, mode=settings.config.log.format)
     control_path, fleet_path = folder / "control.sock", folder / "fleet.sock"
     control = _bind(control_path, _CONTROL_MODE)  # first: it tells a second gateway
-    sockets = _open(settings.config.gateway, fleet_path)
-    launch = Launch(
-        gateway=settings.config.gateway.name or socket.gethostname(),
-        settings=settings,
-        sockets=sockets,
-        fleet_path=fleet_path,
-        metrics_folder=_emptied(folder / "metrics"),
-    )
-    events = EventLog(paths.state_dir(_DAEMON) / "events.jsonl")
     try:
+        launch = Launch(
+            gateway=settings.config.gateway.name or socket.gethostname(),
+            settings=settings,
+            sockets=_open(settings.config.gateway, fleet_path),
+            fleet_path=fleet_path,
+            metrics_folder=_emptied(folder / "metrics"),
+        )
+        events = EventLog(paths.state_dir(_DAEMON) / "events.jsonl")
         return await Supervisor(launch, control, Effects(journal, events)).run()
     finally:
         for path in (control_path, fleet_path):

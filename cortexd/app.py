@@ -30,7 +30,9 @@ from cortexd.snapshot import EMPTY, Snapshot
 from ipc.journal import Journal
 from neurond.serving.edge import Edge
 
-_FIRST_SNAPSHOT_S = 2.0
+_FIRST_SNAPSHOT_S = 1.0
+_ENDING_S = 1.0
+_POLL_S = 0.02
 
 
 def create(extra: dict[str, Any]) -> Edge:
@@ -50,7 +52,7 @@ class Worker:
         self._follower: asyncio.Task[None] | None = None
         self._is_stopping = False
         self._take(EMPTY)
-        accounts = Accounts(series)
+        self._accounts = accounts = Accounts(series)
         relay = Relay(
             snapshot=self._feed.snapshot,
             pools=self._pools,
@@ -84,20 +86,24 @@ class Worker:
         self._documents = documents.of(snapshot, self._gateway)
 
     async def process_startup(self, _scope: Any, _event: Any) -> None:
-        """Serve once the fleet has been heard of, or a while has gone."""
+        """Serve once the whole fleet is known, or a while has gone."""
         self._follower = asyncio.create_task(self._feed.follow())
         try:
             await asyncio.wait_for(self._feed.known.wait(), _FIRST_SNAPSHOT_S)
         except TimeoutError:
-            pass  # fleet is away: 503 until it is there
+            pass  # a node or fleet itself is away: serve what there is
 
     async def process_shutdown(self, _scope: Any, _event: Any) -> None:
-        """The drain is over: what is still open is about to be cancelled."""
+        """The drain is over: end what is open, so that each client hears of it."""
         self._is_stopping = True
         if self._follower is not None:
             self._follower.cancel()
         for pool in self._pools.values():
             pool.close()
+        polls_left = _ENDING_S / _POLL_S
+        while self._accounts.num_open and polls_left > 0:
+            polls_left -= 1
+            await asyncio.sleep(_POLL_S)
 
 
 def _pools(given: config.Config) -> dict[str, Pool]:

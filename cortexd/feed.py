@@ -24,7 +24,8 @@ TOPIC = "snapshot"
 
 
 class Feed:
-    """`on_snapshot` is called from the loop with each one that is taken."""
+    """`on_snapshot` is called from the loop with each one that is taken; `known` is set
+    once there is a complete one."""
 
     def __init__(
         self, path: Path, journal: Journal, on_snapshot: Callable[[Snapshot], None]
@@ -50,7 +51,8 @@ class Feed:
         if new.complete or not self._snapshot.complete:
             self._snapshot = new
             self._on_snapshot(new)
-        self.known.set()
+        if new.complete:
+            self.known.set()
 
     def _tell(self, cause: str) -> None:
         words = "fleet is away; serving from the last snapshot"

@@ -82,7 +82,7 @@ class Relay:
         last: Whole | ServiceError | None = None
         tried: list[str] = []
         account.model = resolve(self._snapshot(), ask.model) or NO_MODEL
-        while len(tried) < _ATTEMPTS:
+        while len(tried) < _ATTEMPTS and not self._is_stopping():
             decision = self._decide(ask, tried)
             if not isinstance(decision, Serve):
                 last = last or decision.error
@@ -93,9 +93,10 @@ class Relay:
                 last = setback.answer
                 tried.append(decision.node)
                 self._accounts.set_back(decision.node)
+        if self._is_stopping() or last is None:
+            raise error_for("shutting_down", "the gateway is stopping")
         if isinstance(last, ServiceError):
             raise last
-        assert last is not None  # cannot happen: there was an attempt or a refusal
         return last
 
     def _decide(self, ask: Ask, tried: list[str]) -> Decision:

@@ -82,13 +82,19 @@ class Series:
 class Account:
     """One request."""
 
-    def __init__(self, series: Series, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        series: Series,
+        clock: Callable[[], float],
+        on_close: Callable[[], None],
+    ) -> None:
         self.model = NO_MODEL
         self.outcome: Outcome | None = None
         self._series = series
         self._clock = clock
         self._began_s = clock()
         self._has_token = False
+        self._on_close = on_close
         series.in_flight.inc()
 
     def first_token(self) -> None:
@@ -116,19 +122,27 @@ class Account:
         self.end(outcome_of(status), usage)
 
     def close(self) -> None:
-        """For whatever nobody ended: a bug of ours."""
+        """When the exchange is over; what nobody ended is a bug of ours."""
         self.end("failed")
+        self._on_close()
 
 
 class Accounts:
+    """`num_open` exchanges are not over."""
+
     def __init__(
         self, series: Series, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self.num_open = 0
         self._series = series
         self._clock = clock
 
     def open(self) -> Account:
-        return Account(self._series, self._clock)
+        self.num_open += 1
+        return Account(self._series, self._clock, self._closed)
+
+    def _closed(self) -> None:
+        self.num_open -= 1
 
     def set_back(self, node: str) -> None:
         """An attempt on `node` came to nothing."""

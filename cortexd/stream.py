@@ -79,11 +79,7 @@ class RelayStream:
         try:
             data = await self._next()
         except NodeError as error:
-            data = self._broken(_told(error), cause_chain(error))
-        except asyncio.CancelledError:
-            if not self._is_stopping():
-                raise
-            data = self._broken(error_for("shutting_down", "the gateway stopped"), ())
+            data = self._broken(error)
         if not data:
             raise StopAsyncIteration
         self._watch_client()
@@ -135,19 +131,28 @@ class RelayStream:
         self._account.end("ok" if done else "broken", self._frames.usage)
         return self._frames.rest()
 
-    def _broken(self, error: ServiceError, causes: tuple[str, ...]) -> bytes:
+    def _broken(self, cause: NodeError) -> bytes:
         """Our error event; the frame that was begun is dropped."""
+        error = self._told(cause)
         self._journal.warning(
             "stream broken",
             event="stream.broken",
             node=self._party.node,
             request=self._party.request_id,
             code=error.code,
-            cause=" <- ".join(causes),
+            cause=" <- ".join(cause_chain(cause)),
         )
         self._end()
         self._account.end("broken", self._frames.usage)
         return error_event(error, self._party.request_id)
+
+    def _told(self, cause: NodeError) -> ServiceError:
+        """What the client may know."""
+        if self._is_stopping():
+            return error_for("shutting_down", "the gateway stopped meanwhile")
+        if isinstance(cause, Silent):
+            return error_for("bad_gateway", "the node stopped answering")
+        return error_for("bad_gateway", "the node broke off in mid-answer")
 
     def _end(self) -> None:
         self._ended = True
@@ -177,10 +182,3 @@ class RelayStream:
             task.cancel()
             return
         self._stall_timer = loop.call_later(left_s, self._look_at_client, loop, task)
-
-
-def _told(error: NodeError) -> ServiceError:
-    """What a client may know."""
-    if isinstance(error, Silent):
-        return error_for("bad_gateway", "the node stopped answering")
-    return error_for("bad_gateway", "the node closed the connection in mid-answer")

@@ -96,15 +96,15 @@ class Answer:
 
 
 class Pool:
-    """`in_flight` counts answers that are not released."""
+    """`close` ends everything: what is in progress ends with Lost."""
 
     def __init__(
         self, endpoint: Endpoint, *, token: str = "", connect_timeout_s: float
     ) -> None:
         self.endpoint = endpoint
-        self.in_flight = 0
         self._connect_timeout_s = connect_timeout_s
         self._idle: deque[Connection] = deque()
+        self._busy: set[Connection] = set()
         auth = f"Authorization: Bearer {token}\r\n" if token else ""
         self._common = f"Host: {endpoint.authority}\r\n{auth}"
 
@@ -126,7 +126,7 @@ class Pool:
 
     def take_back(self, connection: Connection) -> None:
         """For an answer that is released."""
-        self.in_flight -= 1
+        self._busy.discard(connection)
         if not connection.release():
             return
         if len(self._idle) < _MAX_IDLE:
@@ -135,9 +135,15 @@ class Pool:
             connection.abort()
 
     def close(self) -> None:
-        """Close what is idle; answers in progress close their own."""
         while self._idle:
             self._idle.pop().abort()
+        for connection in self._busy:
+            connection.abort()
+
+    @property
+    def in_flight(self) -> int:
+        """Answers that are not released."""
+        return len(self._busy)
 
     def _kept(self) -> Connection | None:
         """The connection used last: the least likely to be closed by now."""
@@ -162,7 +168,7 @@ class Pool:
     async def _exchange(
         self, connection: Connection, data: bytes, patience: Patience
     ) -> Answer:
-        self.in_flight += 1
+        self._busy.add(connection)
         answer = Answer(self, connection, patience)
         connection.send(data)
         try:
