@@ -51,6 +51,14 @@ class Gateway:
         self.environ = {"CORTEX_RUN_DIR": str(folder), "CORTEX_LOG": "json"}
 
     def start(self) -> Gateway:
+        self.launch()
+        facts = until(self._answered, WAIT_S)
+        host, _, port = facts["listen"]["http"].rpartition(":")
+        self.address = (host, int(port))
+        self.metrics_address = facts["listen"]["metrics"]
+        return self
+
+    def launch(self) -> None:
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "cortexd", "--config", str(self.config)],
@@ -58,11 +66,6 @@ class Gateway:
                 env=os.environ | self.environ,
                 stderr=errors,
             )
-        facts = until(self._answered, WAIT_S)
-        host, _, port = facts["listen"]["http"].rpartition(":")
-        self.address = (host, int(port))
-        self.metrics_address = facts["listen"]["metrics"]
-        return self
 
     def _answered(self) -> Any:
         assert self.process.poll() is None, self.errors.read_text()
