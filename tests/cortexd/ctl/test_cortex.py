@@ -33,6 +33,12 @@ def test_cortex_status_is_cortexctl_status(tmp_path: Path) -> None:
     assert run.stdout.startswith("node ")
 
 
+def test_cortex_serve_is_cortexd(tmp_path: Path) -> None:
+    run = _cortex(tmp_path, "serve", "--version")
+
+    assert (run.returncode, run.stdout[:8]) == (0, "cortexd ")
+
+
 def test_help_speaks_of_cortex_and_of_its_two_verbs_more(tmp_path: Path) -> None:
     run = _cortex(tmp_path, "--help")
 
