@@ -94,7 +94,8 @@ class Daemon:
         """The process titled "NAME: title"."""
         wanted = f"{self.name}: {title}"
         found = [p for p in self.processes() if title_of(p) == wanted]
-        assert found, f"no process is titled {wanted!r}"
+        if not found:
+            raise LookupError(f"no process is titled {wanted!r}")
         return found[0]
 
     def kill(self, title: str, sig: int = signal.SIGKILL) -> int:
@@ -267,7 +268,13 @@ class Node(Daemon):
         loaded = {m["id"] for m in facts["models"] if m["status"] == "loaded"}
         if facts["state"] != "ready" or not wanted <= loaded:
             return False
-        return self.http.get("/health").status == 200
+        seen = self.http.get("/health", self._key)
+        return seen.status == 200 and seen.json["residency"] == facts["residency"]
+
+    @property
+    def _key(self) -> dict[str, str]:
+        token = self.config["node"].get("token", "")
+        return {"authorization": f"Bearer {token}"} if token else {}
 
 
 def title_of(process: psutil.Process) -> str:
@@ -307,5 +314,5 @@ def _holds(condition: Callable[[], bool]) -> bool:
 
     try:
         return condition()
-    except (OSError, ServiceError, KeyError, StopIteration, psutil.Error):
+    except (OSError, ServiceError, LookupError, StopIteration, psutil.Error):
         return False

@@ -39,6 +39,7 @@ class LifecycleResource:
         if if_match is not None and if_match.strip() != "*":
             args["if_match"] = views.bare_tag(if_match)
         answer = await self._node.order(self._op, args, self._timeout_s)
+        await self._node.caught_up(views.bare_tag(str(answer.get("version", ""))))
         self._send(resp, answer, wait=wait)
 
     def _send(self, resp: Response, answer: Facts, *, wait: bool) -> None:

@@ -26,6 +26,7 @@ Facts = dict[str, Any]
 
 _CONNECT_TIMEOUT_S = 5.0
 _RETRY_S = 0.2
+_CATCH_UP_S = 2.0
 _MEND_POLL_S = 0.25
 _MEND_POLLS = 120
 
@@ -49,6 +50,7 @@ class Node:
         self._models: dict[str, Facts] = {}
         self.facts: Facts = {}
         self.known = asyncio.Event()
+        self._news = asyncio.Event()
 
     @property
     def state(self) -> str:
@@ -76,6 +78,21 @@ class Node:
         except ControlClosed as error:
             raise error_for("overloaded", "the node is restarting") from error
 
+    async def caught_up(self, version: str) -> None:
+        """Wait until the facts here are at least as new as an order's answer.
+
+        They come a moment later; who loads a model and then asks for it must find it.
+        """
+        boot_id, _, residency = version.rpartition(".")
+        try:
+            async with asyncio.timeout(_CATCH_UP_S):
+                while boot_id == self.facts.get("boot_id", boot_id):
+                    if self.facts.get("residency", -1) >= int(residency):
+                        return
+                    await self._news.wait()
+        except (TimeoutError, ValueError):
+            return  # the answer is true all the same
+
     async def follow(self) -> None:
         """Keep the control connection until cancelled."""
         await _renew("control", self._follow_once, self._journal)
@@ -98,6 +115,8 @@ class Node:
         self.facts = data
         self._models = {model["id"]: model for model in data["models"]}
         self.known.set()
+        self._news.set()
+        self._news = asyncio.Event()
         self._on_facts(data)
 
 

@@ -94,16 +94,16 @@ def test_health_is_the_nodes_state(tmp_path: Path, state: str, status: int) -> N
 def test_load_and_unload_are_orders_to_the_supervisor(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         fact = stage.facts["models"][0]
-        done = {"status": "loaded", "model": fact, "version": "b.2"}
+        done = {"status": "loaded", "model": fact, "version": "b.1"}
         stage.answers = {
             "load": done,
-            "unload": {"status": "unloaded", "version": "b.3"},
+            "unload": {"status": "unloaded", "version": "b.1"},
         }
         body = json.dumps({"model_id": "m", "dtype": "bf16", "pinned": True}).encode()
         headers = {**JSON, "if-match": '"b.1"'}
         loaded = await stage.ask("POST", "/models/load", body=body, headers=headers)
         assert loaded.status == 200
-        assert loaded.headers["etag"] == '"b.2"'
+        assert loaded.headers["etag"] == '"b.1"'
         assert "folder" not in loaded.json["model"]
         sent = {"model_id": "m", "dtype": "bf16", "pinned": True, "wait": True}
         assert stage.orders == [("load", {**sent, "if_match": "b.1"})]

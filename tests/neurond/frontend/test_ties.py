@@ -41,7 +41,7 @@ def test_both_ties_are_renewed_when_the_supervisor_is_back(tmp_path: Path) -> No
         stage.device.close()
         await stage.raise_device(1)
         assert (await stage.chat("hi")).status == 200
-        stage.answers["unload"] = {"status": "unloaded", "version": "b.2"}
+        stage.answers["unload"] = {"status": "unloaded", "version": "b.1"}
         await until(lambda: len(stage.control.connections) == 1)
         assert (await unload(stage)).status == 200
 
