@@ -20,13 +20,17 @@ from ipc.errors import CapacityError, ClientError, error_for
 from ipc.frames import pack_frame
 from ipc.peer import Peer
 from ipc.unixsocket import bind_unix, connect_unix
-from tests.ipc.processkit import finish, fork, open_fds, run, wait_for
+from tests.ipc.processkit import finish, fork, in_fork, open_fds, run, wait_for
 
 Facts = dict[str, Any]
 _KIND = socket.SOCK_STREAM
 
 
-def _daemon(path: Path, *, allowed: bool = True) -> None:
+def _anyone(_peer: Peer) -> bool:
+    return True
+
+
+def _daemon(path: Path, *, authorize: Callable[[Peer], bool] = _anyone) -> None:
     """Serve for the life of this process; "tick" publishes an event."""
 
     async def main() -> None:
@@ -47,7 +51,7 @@ def _daemon(path: Path, *, allowed: bool = True) -> None:
         server = ControlServer(
             bind_unix(path, _KIND, 0o660),
             {"echo": echo, "busy": busy, "never": never, "tick": tick},
-            authorize=lambda _peer: allowed,
+            authorize=authorize,
             topics={"state": lambda: {"v": 1}, "events": None},
         )
         server.start(asyncio.get_running_loop())
@@ -101,10 +105,25 @@ def test_a_refusal_is_the_error_that_was_raised(serve: Callable[..., Path]) -> N
 
 
 def test_who_may_not_control_is_told_so(serve: Callable[..., Path]) -> None:
-    path = serve(allowed=False)
+    path = serve(authorize=lambda peer: peer.uid != os.geteuid())
     with pytest.raises(ClientError) as caught:
         call(path, "echo", timeout_s=5)
     assert caught.value.code == "insufficient_permissions"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root changes its groups")
+def test_a_group_can_be_what_decides(serve: Callable[..., Path]) -> None:
+    path = serve(authorize=lambda peer: 4242 in peer.groups)
+
+    def member(groups: list[int]) -> str:
+        os.setgroups(groups)
+        try:
+            return str(call(path, "echo", {"a": 1}, timeout_s=5))
+        except ClientError as error:
+            return error.code
+
+    assert in_fork(lambda: member([4241, 4242])) == "{'a': 1}"
+    assert in_fork(lambda: member([4241])) == "insufficient_permissions"
 
 
 def test_a_question_takes_no_longer_than_its_timeout(
