@@ -40,7 +40,7 @@ from ipc.status import StatusReader, create_page
 from neurond.device import fakemodel, worker
 from neurond.device.fakescript import IM_END, IM_START
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 Up = TypeVar("Up")
 
 
@@ -81,6 +81,12 @@ def make_submit(request: int, ids: tuple[int, ...], **more: Any) -> Submit:
         "cache_salt": "",
     }
     return Submit(**{**fields, **more})
+
+
+def error_code(end: object) -> str:
+    """Code of a Failed."""
+    assert isinstance(end, Failed), end
+    return str(end.error[0])
 
 
 class WorkerSide:

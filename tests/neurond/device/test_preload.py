@@ -63,6 +63,6 @@ def test_a_device_forked_from_the_preloaded_process_serves(
     side.ask(1, "", ids=prompt, max_tokens=8)
     side.wait_end(1)
     assert side.ids(1) == wanted
-    assert time.monotonic() - began_s < 10
+    assert time.monotonic() - began_s < 30  # an import after the fork would show
     rig.order(Stop())
     assert rig.wait_exit() == 0

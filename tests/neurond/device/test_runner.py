@@ -32,11 +32,19 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: tiny.build(family, root / family) for family in tiny.FAMILIES}
 
 
-@pytest.fixture
-def host(folders: dict[str, Path]) -> Host:
+@pytest.fixture(scope="module")
+def llama_host(folders: dict[str, Path]) -> Host:
     host = Host()
     host.load(folders["llama"])
     return host
+
+
+@pytest.fixture
+def host(llama_host: Host) -> Host:
+    """Idle, its journal empty."""
+    assert not llama_host.engine.busy
+    llama_host.written.truncate(0)
+    return llama_host
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -67,11 +75,11 @@ def test_s03_interleaved_sequences_equal_their_solo_runs(
 def test_prefill_in_chunks_equals_prefill_in_one_piece(
     folders: dict[str, Path], family: str
 ) -> None:
-    hosts = [Host(prefill_chunk=chunk) for chunk in (512, 64, 7, 1)]
+    hosts = [Host(prefill_chunk=chunk) for chunk in (512, 16, 1)]
     for host in hosts:
         host.load(folders[family])
-    answers = [host.run(PROMPTS[2], PROMPTS[4], max_tokens=8) for host in hosts]
-    assert answers[1:] == answers[:1] * 3
+    answers = [host.run(PROMPTS[2], max_tokens=6) for host in hosts]
+    assert answers[1:] == answers[:1] * 2
 
 
 def test_prefill_tells_its_progress(folders: dict[str, Path]) -> None:
@@ -233,11 +241,9 @@ def test_the_embedded_model_knows_the_capital_of_france() -> None:
     host.load(folder)
     [ids] = host.run(encode("What is the capital of France?"))
     assert tokenizer.decode(ids) == "The capital of France is Paris."
-    for text in ("the cat sat on the mat. " * 20, "🙂🚀 日本の首都はどこですか。"):
-        prompt = encode(text)
-        assert host.run(prompt, max_tokens=12) == [
-            tiny.reference(folder, prompt, 12, eos=2)
-        ]
+    prompt = encode("🙂🚀 日本の首都 " + "the cat sat on the mat. " * 4)
+    wanted = tiny.reference(folder, prompt, 8, eos=2)
+    assert host.run(prompt, max_tokens=8) == [wanted]
 
 
 @pytest.mark.gpu

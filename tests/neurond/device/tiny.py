@@ -15,6 +15,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+torch.set_num_threads(1)  # before the first use: idle threads of torch's spin
+
 VOCAB_SIZE = 512
 EOS = 511
 _COMMON: dict[str, Any] = {
