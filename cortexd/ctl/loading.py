@@ -58,7 +58,7 @@ def unload(args: Namespace, output: Output) -> Exit:
 
 
 def _watch(args: Namespace, output: Output, path: Path, goal: str) -> Exit:
-    progress = Progress(output.err, output.words, time.monotonic)
+    progress = Progress(output.err, output.words, time.monotonic, output.say)
     began_s = time.monotonic()
     try:
         model = _until_settled(path, args.model, began_s + args.timeout, goal, progress)

@@ -57,9 +57,15 @@ class Progress:
     """Draws the facts of one model that is being loaded; forgets nothing it drew."""
 
     def __init__(
-        self, stream: TextIO, screen: Screen, clock: Callable[[], float]
+        self,
+        stream: TextIO,
+        screen: Screen,
+        clock: Callable[[], float],
+        say: Callable[[str], None],
     ) -> None:
+        """`say` writes a line where there is no terminal to draw on."""
         self._stream = stream
+        self._say = say
         self._screen = screen
         self._clock = clock
         self._began_s = self._moved_s = clock()
@@ -82,8 +88,7 @@ class Progress:
         if self._screen.terminal:
             self._redraw(text)
         elif moved and self._is_worth_a_line(place):
-            self._stream.write(text + "\n")
-            self._stream.flush()
+            self._say(text)
         if moved:
             self._last = place
 

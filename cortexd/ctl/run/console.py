@@ -51,7 +51,9 @@ class Console:
             self._progress = None
             return
         if self._progress is None:
-            self._progress = Progress(self._stream, self._screen, time.monotonic)
+            self._progress = Progress(
+                self._stream, self._screen, time.monotonic, self.say
+            )
         self._progress.show(model)
 
     def _write(self, text: str) -> None:

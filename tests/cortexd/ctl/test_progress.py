@@ -50,7 +50,7 @@ def test_a_long_name_gives_way() -> None:
 
 def test_a_terminal_is_redrawn_in_place_and_cleared() -> None:
     out = io.StringIO()
-    progress = Progress(out, TERMINAL, _Clock())
+    progress = Progress(out, TERMINAL, _Clock(), print)
 
     progress.show({"id": "tiny", "stage": "weights", "percent": 10})
     progress.show({"id": "tiny", "stage": "weights", "percent": 20})
@@ -62,14 +62,13 @@ def test_a_terminal_is_redrawn_in_place_and_cleared() -> None:
 
 
 def test_elsewhere_a_line_comes_per_stage_and_quarter() -> None:
-    out = io.StringIO()
-    progress = Progress(out, Screen(), _Clock())
+    lines: list[str] = []
+    progress = Progress(io.StringIO(), Screen(), _Clock(), lines.append)
 
     for percent in range(100):
         stage = "convert" if percent < 30 else "weights"
         progress.show({"id": "tiny", "stage": stage, "percent": percent})
 
-    lines = out.getvalue().splitlines()
     assert [line.split("%")[0][-3:] for line in lines[1:]] == [
         " 25",
         " 30",
@@ -80,7 +79,7 @@ def test_elsewhere_a_line_comes_per_stage_and_quarter() -> None:
 
 def test_silence_is_said() -> None:
     out, clock = io.StringIO(), _Clock()
-    progress = Progress(out, TERMINAL, clock)
+    progress = Progress(out, TERMINAL, clock, print)
     facts = {"id": "x" * 60, "stage": "weights", "percent": 10, "eta_s": 100}
 
     progress.show(facts)

@@ -52,3 +52,11 @@ def test_a_line_never_lands_in_the_bar() -> None:
     assert before.endswith("\r\x1b[2K")
     assert "40%" in after
     assert after.endswith("\r\x1b[2K")
+
+
+def test_without_a_terminal_progress_is_lines_of_the_same_form() -> None:
+    console, out = _console()
+
+    console.progress({"id": "tiny", "stage": "weights", "percent": 40})
+
+    assert re.fullmatch(r"\d\d:\d\d:\d\d cortex  tiny .* 40%.*\n", out.getvalue())
