@@ -98,8 +98,8 @@ def test_bytes_that_nothing_can_mend_are_shown_as_replacement_characters() -> No
 
 
 def test_special_tokens_are_not_shown_and_other_added_tokens_are() -> None:
-    end = BYTE_LEVEL.token_to_id("<|im_end|>")
-    think = BYTE_LEVEL.token_to_id("<｜think é｜>")
+    vocabulary = BYTE_LEVEL.get_vocab()
+    end, think = vocabulary["<|im_end|>"], vocabulary["<｜think é｜>"]
     assert run("byte level", [[think, end]]) == ["<｜think é｜>"]
 
 

@@ -144,7 +144,7 @@ def test_a_broken_channel_is_reported_and_costs_its_own_requests_only() -> None:
         bad = bench.up("gpu-0", 1)
         bench.up("gpu-1", 1)
         lost, kept = bench.send("gpu-0"), bench.send("gpu-1")
-        bad.send(submit())  # type: ignore[arg-type]  goes down only
+        bad.send(submit())  # type: ignore[arg-type]  # goes down only
         await heard_within(lost, ["failed"])
         assert bench.broken == 1
         assert kept.events == []

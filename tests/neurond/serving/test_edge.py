@@ -149,7 +149,7 @@ def test_what_an_exchange_holds_is_released_once_also_after_an_error(
 
 
 def test_json_comes_in_and_anything_else_does_not(site: Site) -> None:
-    post = {"method": "POST", "headers": JSON}
+    post: dict[str, Any] = {"method": "POST", "headers": JSON}
     assert site.ask(**post, body=b'{"a": 1}').json == {"a": 1}
     assert site.ask(**post, body=b"{").json["error"]["column"] == 2
     assert site.ask(**post, body=b"x" * 51).status == 413
