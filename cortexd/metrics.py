@@ -9,7 +9,6 @@ Invariant: a scrape answers also while fleet is away; it says so.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import socket
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,10 +19,12 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from cortexd.scrape import serve
-from ipc.control import call
+from ipc.controlcall import call
 from ipc.errors import ServiceError
+from ipc.frames import FrameError
+from ipc.journal import Journal
 from ipc.process import die_with_parent, read_settings, set_title
+from neurond.serving.scrape import serve
 
 _ASK_TIMEOUT_S = 0.5
 _STATES = ("unknown", "up", "down")
@@ -46,7 +47,7 @@ class FleetCollector(Collector):
     def _facts(self) -> dict[str, Any]:
         try:
             return call(self._fleet_path, "status", timeout_s=_ASK_TIMEOUT_S)
-        except (OSError, ServiceError):
+        except (OSError, ServiceError, FrameError):
             return {}
 
 
@@ -82,7 +83,7 @@ def main() -> None:
     parser.add_argument("--settings-fd", type=int, required=True)
     given = read_settings(parser.parse_args().settings_fd)
     listener = socket.socket(fileno=given["metrics_fd"])
-    asyncio.run(serve(listener, registry(Path(given["fleet_path"]))))
+    serve(listener, registry(Path(given["fleet_path"])), Journal("cortexd"))
 
 
 if __name__ == "__main__":

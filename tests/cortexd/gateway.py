@@ -86,7 +86,10 @@ class Gateway:
 
     def stop(self) -> int:
         self.process.terminate()
-        return self.process.wait(WAIT_S)
+        try:
+            return self.process.wait(WAIT_S)
+        finally:
+            self.kill()
 
     def kill(self) -> None:
         if self.process.poll() is None:

@@ -80,6 +80,7 @@ class Behaviour:
     running: int = 0
     residency: int = 1
     health: list[dict[str, Any]] = field(default_factory=list)
+    statuses: dict[str, int] = field(default_factory=dict)
 
 
 class NodeStub:
@@ -172,6 +173,9 @@ class NodeStub:
             answer: Callable[..., Awaitable[bool]] = getattr(self, f"_{self.does.chat}")
             return await self._watched(answer(request, writer), reader)
         self.polled.append(request)
+        if request.path in self.does.statuses:
+            await _send(writer, self.does.statuses[request.path], b"{}", {})
+            return True
         if request.path == "/events":
             return await self._watched(self._events(writer), reader)
         if self.does.mute:

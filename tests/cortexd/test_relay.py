@@ -51,7 +51,7 @@ def running(
     try:
         yield gateway.start()
     finally:
-        gateway.kill()
+        gateway.stop()
 
 
 @pytest.fixture

@@ -118,6 +118,47 @@ def test_a_node_that_answers_nonsense_is_missed(node: NodeStub) -> None:
     polled(node, FAST, work)
 
 
+@pytest.mark.parametrize(
+    ("path", "status"), [("/health", 500), ("/models", 404), ("/discovery", 401)]
+)
+def test_a_node_that_refuses_is_missed(node: NodeStub, path: str, status: int) -> None:
+    node.does.statuses = {path: status}
+
+    async def work(poller: Poller, _changes: Changes) -> None:
+        await poller.poll()
+        assert poller.record.standing.misses == 1
+        assert f"{path} answered {status}" in poller.record.reason
+
+    polled(node, FAST, work)
+
+
+def test_a_node_that_is_not_ready_to_say_more_is_there(node: NodeStub) -> None:
+    async def work(poller: Poller, _changes: Changes) -> None:
+        await poller.poll()
+        node.does.statuses = {"/health": 503, "/models": 503}
+        await poller.poll()
+        assert poller.record.standing.state == "up"
+        assert poller.record.reading is not None
+        assert poller.record.reading.state == "starting"
+        assert poller.record.reading.routes[0].id == "m"
+
+    polled(node, PATIENT, work)
+
+
+def test_a_node_without_events_is_not_asked_again_and_again(node: NodeStub) -> None:
+    node.does.statuses = {"/events": 404}
+
+    async def work(_poller: Poller, _changes: Changes) -> None:
+        woken = asyncio.Event()
+        follower = asyncio.ensure_future(follow(poller_pool(node), woken.set))
+        await woken.wait()
+        follower.cancel()
+        await asyncio.gather(follower, return_exceptions=True)
+
+    polled(node, PATIENT, work)
+    assert [request.path for request in node.polled] == ["/events"]
+
+
 def test_polls_go_on_by_themselves(node: NodeStub) -> None:
     async def work(poller: Poller, changes: Changes) -> None:
         task = asyncio.ensure_future(poller.run())
