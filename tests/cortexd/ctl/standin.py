@@ -3,10 +3,10 @@
     python -m tests.cortexd.ctl.standin SOCKET KIND [WORD …]
 
 KIND is node or gateway; its facts are those of `facts`. WORDs change how it behaves:
-deaf (accepts, never answers) · die (says why and exits 100) · refuse (authorises
-nobody) · unloaded (the model is not loaded) · slow (a load takes its time) ·
-stuck (a load never ends) · broken (a load fails) · busy (a request runs) · starting
-(the model is still being loaded, done after a while) · impaired.
+deaf (accepts, never answers) · die (says why and exits 100) · stubborn (ignores
+SIGTERM) · refuse (authorises nobody) · unloaded (the model is not loaded) · stuck (a
+load never ends) · broken (a load fails) · busy (a request runs) · starting (the model
+is loaded once somebody follows its facts) · impaired.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ async def serve(path: Path, kind: str, words: set[str]) -> None:
     """Until SIGTERM."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    heed = (lambda: None) if "stubborn" in words else stop.set
+    loop.add_signal_handler(signal.SIGTERM, heed)
     stand_in = StandIn(kind, words)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)

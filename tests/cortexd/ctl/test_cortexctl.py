@@ -76,6 +76,17 @@ def test_json_has_the_documents_of_the_daemons(tmp_path: Path) -> None:
     assert [(model["id"], model["status"]) for model in models] == [(MODEL, "loaded")]
 
 
+def test_models_and_devices_are_tables_of_their_own(tmp_path: Path) -> None:
+    with stand_in(tmp_path, "node"):
+        models = cortexctl(tmp_path, "models").stdout.splitlines()
+        devices = cortexctl(tmp_path, "devices").stdout.splitlines()
+
+    assert models[0].startswith("MODEL ")
+    assert models[1].startswith(f"{MODEL}  ● loaded")
+    assert devices[0].startswith("DEVICE ")
+    assert devices[1].startswith("cpu-0 ")
+
+
 def test_a_chosen_socket_is_the_only_one_asked(tmp_path: Path) -> None:
     with stand_in(tmp_path, "gateway") as path, stand_in(tmp_path, "node"):
         chosen = cortexctl(tmp_path, "status", "--json", "--socket", str(path))
@@ -248,6 +259,29 @@ def test_unload_of_a_busy_model_needs_a_yes(tmp_path: Path) -> None:
     assert done.returncode == Exit.DONE
 
 
+@pytest.mark.parametrize(
+    ("typed", "code"), [("y", Exit.DONE), ("n", Exit.FAILED), ("", Exit.FAILED)]
+)
+def test_at_a_terminal_unload_asks(tmp_path: Path, typed: str, code: Exit) -> None:
+    leader, follower = pty.openpty()
+    os.write(leader, f"{typed}\n".encode())
+    with stand_in(tmp_path, "node", "busy"):
+        run = subprocess.run(
+            [sys.executable, "-m", "cortexd.ctl", "unload", MODEL],
+            env=environment(tmp_path),
+            stdin=follower,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    os.close(leader)
+    os.close(follower)
+
+    assert "would end with an error. Unload? [y/N]" in run.stderr
+    assert run.returncode == code
+
+
 def test_a_daemon_that_stops_during_a_load_is_told(tmp_path: Path) -> None:
     with stand_in(tmp_path, "node", "unloaded", "stuck"):
         process = subprocess.Popen(
@@ -317,19 +351,22 @@ def test_version_answers_without_a_daemon_and_with_one(tmp_path: Path) -> None:
 
 def test_help_has_the_exit_codes_and_each_verb(tmp_path: Path) -> None:
     codes = cortexctl(tmp_path, "help", "exit-codes")
+    as_json = cortexctl(tmp_path, "help", "exit-codes", "--json")
     verb = cortexctl(tmp_path, "help", "load")
 
     assert "  7  no daemon answers" in codes.stdout
+    assert json.loads(as_json.stdout)["7"] == "no daemon answers"
     assert verb.stdout.startswith("usage: cortexctl load")
 
 
 def test_explain_works_offline(tmp_path: Path) -> None:
     one = cortexctl(tmp_path, "explain", "CX-LOAD-NOROOM")
     every = cortexctl(tmp_path, "explain", "--json")
+    table = cortexctl(tmp_path, "explain")
     none = cortexctl(tmp_path, "explain", "CX-NO")
 
     assert "no device has room for the model" in one.stdout
-    assert len(json.loads(every.stdout)) > 30
+    assert len(json.loads(every.stdout)) == len(table.stdout.splitlines()) - 1 > 30
     assert none.returncode == Exit.NOT_FOUND
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import select
 import shlex
 import signal
 import subprocess
@@ -118,26 +116,5 @@ def test_a_configuration_of_ones_own_is_used_and_a_mistake_in_it_is_one_line(
     assert code == 1
 
 
-def test_a_killed_run_takes_its_daemons_with_it(tmp_path: Path) -> None:
-    with _cortex_run(tmp_path) as run:
-        run.read_until(r"^  curl ")
-        devices = json.loads(cortexctl(tmp_path, "devices", "--json").stdout)
-        pidfds = [os.pidfd_open(pid) for pid in _pids(devices)]
-        run.process.kill()
-        run.process.wait()
-        for pidfd in pidfds:
-            assert _ended(pidfd)
-
-
 def _pids(devices: list[dict[str, int]]) -> list[int]:
     return [device["pid"] for device in devices]
-
-
-def _ended(pidfd: int) -> bool:
-    """Waits until the process has ended, within the time that a stop takes."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    try:
-        return bool(poll.poll(START_S * 1000))
-    finally:
-        os.close(pidfd)

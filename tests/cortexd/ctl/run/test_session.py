@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import select
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 
 from cortexd.ctl.run.console import Console
+from cortexd.ctl.run.daemon import Daemon
 from cortexd.ctl.run.readiness import Ready
 from cortexd.ctl.run.session import Part, Session
 from cortexd.ctl.screen import Screen
@@ -112,6 +115,62 @@ def test_a_daemon_that_is_killed_later_ends_the_run(run: _Run) -> None:
 
     assert run.go() == 1
     assert "neurond stopped, killed by SIGKILL" in run.lines[-1]
+
+
+def test_a_second_signal_does_not_wait_for_anybody(run: _Run) -> None:
+    def insist() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    run.words = {NODE: ["stubborn"], GATEWAY: ["stubborn"]}
+    run.on_ready = insist
+    began_s = time.monotonic()
+
+    code = run.go()
+
+    assert code == 0
+    assert time.monotonic() - began_s < 15
+    assert "node  stopping" not in run.out.getvalue()
+
+
+def test_a_daemon_that_ignores_sigterm_is_killed_in_the_end(tmp_path: Path) -> None:
+    async def scenario() -> str:
+        lines: list[str] = []
+        daemon = Daemon(
+            "deaf",
+            ["sh", "-c", "trap '' TERM; echo up; printf last; exec sleep 60"],
+            dict(os.environ),
+            on_line=lambda _name, line: lines.append(line),
+        )
+        while not lines:
+            await asyncio.sleep(0.01)
+        end = await daemon.stop(0.2)
+        return f"{end}; {lines}; {daemon.last_line}"
+
+    assert asyncio.run(scenario()) == "killed by SIGKILL; ['up', 'last']; last"
+
+
+def test_a_run_that_is_killed_takes_its_daemons_with_it() -> None:
+    script = """
+import asyncio, os
+from cortexd.ctl.run.daemon import Daemon
+async def main():
+    daemon = Daemon("d", ["sleep", "60"], dict(os.environ), on_line=print)
+    print(daemon.pid, flush=True)
+    await daemon.exited
+asyncio.run(main())
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        pidfd = os.pidfd_open(int(process.stdout.readline()))
+        process.kill()
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+
+    assert poll.poll(5000)
+    os.close(pidfd)
 
 
 def test_a_start_that_takes_too_long_says_what_it_waited_for(run: _Run) -> None:
