@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ from tests.cortexd.ctl.standin import MODEL
 HEAVY = {"torch", "transformers", "numpy", "asyncio", "uvloop", "gunicorn", "falcon"}
 
 
+@pytest.fixture(scope="module")
+def well(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a node and a gateway that nobody changes."""
+    run_dir = tmp_path_factory.mktemp("well")
+    with stand_in(run_dir, "node"), stand_in(run_dir, "gateway"):
+        yield run_dir
+
+
 @pytest.mark.parametrize("verb", ["show", "loading", "events", "explain"])
 def test_nothing_heavy_is_imported_for_a_verb(verb: str) -> None:
     loaded = importing(f"cortexd.ctl.__main__, cortexd.ctl.{verb}")
@@ -35,9 +44,8 @@ def test_nothing_heavy_is_imported_for_a_verb(verb: str) -> None:
     assert not HEAVY & set(loaded)
 
 
-def test_status_shows_node_and_gateway(tmp_path: Path) -> None:
-    with stand_in(tmp_path, "node"), stand_in(tmp_path, "gateway"):
-        run = cortexctl(tmp_path, "status")
+def test_status_shows_node_and_gateway(well: Path) -> None:
+    run = cortexctl(well, "status")
 
     assert run.returncode == Exit.DONE, run.stderr
     assert run.stdout.splitlines()[0].startswith("gateway  box-a  ● ready")
@@ -45,28 +53,26 @@ def test_status_shows_node_and_gateway(tmp_path: Path) -> None:
     assert run.stderr == ""
 
 
-def test_status_takes_less_than_120_ms_of_a_core(tmp_path: Path) -> None:
+def test_status_takes_less_than_120_ms_of_a_core(well: Path) -> None:
     """Processor time, not the clock's: neighbours on the machine don't count."""
-    environ = environment(tmp_path)
+    environ = environment(well)
     measured = {k: v for k, v in environ.items() if not k.startswith("COVERAGE")}
     argv = [sys.executable, "-m", "cortexd.ctl", "status"]
     took_s = []
-    with stand_in(tmp_path, "node"), stand_in(tmp_path, "gateway"):
-        for _ in range(5):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run(argv, env=measured, capture_output=True, check=True)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            user_s = after.ru_utime - before.ru_utime
-            took_s.append(user_s + after.ru_stime - before.ru_stime)
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(argv, env=measured, capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        user_s = after.ru_utime - before.ru_utime
+        took_s.append(user_s + after.ru_stime - before.ru_stime)
 
     assert min(took_s) < 0.12
 
 
-def test_json_has_the_documents_of_the_daemons(tmp_path: Path) -> None:
-    with stand_in(tmp_path, "node"), stand_in(tmp_path, "gateway"):
-        status = json.loads(cortexctl(tmp_path, "status", "--json").stdout)
-        devices = json.loads(cortexctl(tmp_path, "devices", "--json").stdout)
-        models = json.loads(cortexctl(tmp_path, "models", "--json").stdout)
+def test_json_has_the_documents_of_the_daemons(well: Path) -> None:
+    status = json.loads(cortexctl(well, "status", "--json").stdout)
+    devices = json.loads(cortexctl(well, "devices", "--json").stdout)
+    models = json.loads(cortexctl(well, "models", "--json").stdout)
 
     assert status["node"]["node"] == "box-a"
     assert status["gateway"]["gateway"] == "box-a"
@@ -76,10 +82,9 @@ def test_json_has_the_documents_of_the_daemons(tmp_path: Path) -> None:
     assert [(model["id"], model["status"]) for model in models] == [(MODEL, "loaded")]
 
 
-def test_models_and_devices_are_tables_of_their_own(tmp_path: Path) -> None:
-    with stand_in(tmp_path, "node"):
-        models = cortexctl(tmp_path, "models").stdout.splitlines()
-        devices = cortexctl(tmp_path, "devices").stdout.splitlines()
+def test_models_and_devices_are_tables_of_their_own(well: Path) -> None:
+    models = cortexctl(well, "models").stdout.splitlines()
+    devices = cortexctl(well, "devices").stdout.splitlines()
 
     assert models[0].startswith("MODEL ")
     assert models[1].startswith(f"{MODEL}  ● loaded")
@@ -87,9 +92,10 @@ def test_models_and_devices_are_tables_of_their_own(tmp_path: Path) -> None:
     assert devices[1].startswith("cpu-0 ")
 
 
-def test_a_chosen_socket_is_the_only_one_asked(tmp_path: Path) -> None:
-    with stand_in(tmp_path, "gateway") as path, stand_in(tmp_path, "node"):
-        chosen = cortexctl(tmp_path, "status", "--json", "--socket", str(path))
+def test_a_chosen_socket_is_the_only_one_asked(well: Path) -> None:
+    path = socket_path(well, "gateway")
+
+    chosen = cortexctl(well, "status", "--json", "--socket", str(path))
 
     document = json.loads(chosen.stdout)
     assert document["gateway"] is not None
@@ -180,9 +186,8 @@ def test_load_on_a_terminal_draws_one_bar(tmp_path: Path) -> None:
     assert text.rstrip().rpartition("\x1b[2K")[2].startswith(f"{MODEL} is loaded")
 
 
-def test_loading_twice_is_done_at_once(tmp_path: Path) -> None:
-    with stand_in(tmp_path, "node"):
-        run = cortexctl(tmp_path, "load", MODEL)
+def test_loading_twice_is_done_at_once(well: Path) -> None:
+    run = cortexctl(well, "load", MODEL)
 
     assert (run.returncode, run.stdout) == (Exit.DONE, f"{MODEL} is already loaded\n")
 
@@ -230,10 +235,9 @@ def test_a_failed_load_tells_the_models_own_error(tmp_path: Path) -> None:
     assert "next: cortexctl models" in run.stderr
 
 
-def test_an_unknown_model_is_exit_code_4_and_no_room_is_6(tmp_path: Path) -> None:
-    with stand_in(tmp_path, "node"):
-        unknown = cortexctl(tmp_path, "load", "nothing")
-        no_room = cortexctl(tmp_path, "load", MODEL, "--context", "1m")
+def test_an_unknown_model_is_exit_code_4_and_no_room_is_6(well: Path) -> None:
+    unknown = cortexctl(well, "load", "nothing")
+    no_room = cortexctl(well, "load", MODEL, "--context", "1m")
 
     assert unknown.returncode == Exit.NOT_FOUND
     assert no_room.returncode == Exit.REFUSED
@@ -298,11 +302,10 @@ def test_a_daemon_that_stops_during_a_load_is_told(tmp_path: Path) -> None:
     assert "next: " in rest
 
 
-def test_events_are_lines_or_objects(tmp_path: Path) -> None:
-    with stand_in(tmp_path, "node"):
-        lines = cortexctl(tmp_path, "events").stdout.splitlines()
-        last = cortexctl(tmp_path, "events", "--limit", "1").stdout
-        later = cortexctl(tmp_path, "events", "--since", "1", "--json").stdout
+def test_events_are_lines_or_objects(well: Path) -> None:
+    lines = cortexctl(well, "events").stdout.splitlines()
+    last = cortexctl(well, "events", "--limit", "1").stdout
+    later = cortexctl(well, "events", "--since", "1", "--json").stdout
 
     assert lines[0].endswith("node.started")
     assert lines[1].endswith("device.ready  device=cpu-0 generation=1")
@@ -338,10 +341,11 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
     assert (process.returncode, words) == (Exit.DONE, "")
 
 
-def test_version_answers_without_a_daemon_and_with_one(tmp_path: Path) -> None:
+def test_version_answers_without_a_daemon_and_with_one(
+    tmp_path: Path, well: Path
+) -> None:
     alone = cortexctl(tmp_path, "version")
-    with stand_in(tmp_path, "node"):
-        both = cortexctl(tmp_path, "version", "--json")
+    both = cortexctl(well, "version", "--json")
 
     assert alone.returncode == Exit.DONE
     assert alone.stdout.startswith("cortexctl")
