@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 Facts = dict[str, Any]
 SCHEMA = 1
@@ -90,9 +89,15 @@ def local_name(overview: Overview) -> str:
     listen = str((node.get("listen") or {}).get("http", ""))
     port = listen.rpartition(":")[2]
     for known in nodes(overview):
-        address = urlsplit(str(known.get("endpoint", "")))
-        host = address.hostname or ""
+        host, known_port = _host_and_port(str(known.get("endpoint", "")))
         here = host in _HERE or host.startswith("127.") or host == node.get("node")
-        if node and here and str(address.port or "") == port:
+        if node and here and known_port == port:
             return str(known["name"])
     return str(node.get("node", ""))
+
+
+def _host_and_port(endpoint: str) -> tuple[str, str]:
+    """By hand: urllib.parse would cost a twentieth of the whole run."""
+    address = endpoint.partition("://")[2].partition("/")[0]
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), port

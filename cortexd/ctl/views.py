@@ -6,7 +6,6 @@ since when; health comes last, each line with its next command (C2).
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -173,6 +172,8 @@ def health(lines: Sequence[Facts], screen: Screen) -> list[str]:
     """What needs attention, or that nothing does."""
     if not lines:
         return [screen.paint(f"{screen.sign('good')} no problems", "good")]
+    import textwrap  # only where there is something to wrap
+
     out = []
     for line in lines:
         tone = "bad" if line.get("level") == "error" else "busy"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from cortexd.ctl import overview as o
 from tests.cortexd.ctl.facts import Facts, device, gateway, model, node
 
@@ -48,6 +50,22 @@ def test_a_node_that_the_gateway_does_not_know_keeps_its_own_name() -> None:
     far = gateway(nodes=[{"name": "far", "endpoint": "http://10.0.0.2:13131"}])
 
     assert o.local_name(o.Overview(node=node(), gateway=far)) == "box-a"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "name"),
+    [
+        ("http://[::1]:13131", "known"),
+        ("http://localhost:13131/", "known"),
+        ("http://box-a:13131", "known"),
+        ("http://localhost:13139", "box-a"),
+        ("nonsense", "box-a"),
+    ],
+)
+def test_this_hosts_node_is_known_by_its_port(endpoint: str, name: str) -> None:
+    facts = gateway(nodes=[{"name": "known", "endpoint": endpoint}])
+
+    assert o.local_name(o.Overview(node=node(), gateway=facts)) == name
 
 
 def test_a_gateway_alone_shows_its_fleet() -> None:
