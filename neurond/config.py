@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ipc import listeners, settings
-from neurond.modelspec import EMBEDDED_ID, ModelSpec, is_model_id
+from neurond.modelid import EMBEDDED_ID, is_model_id
 
 FILE = "neuron.toml"
 PREFIX = "NEURON_"
@@ -101,21 +101,12 @@ class Model:
         if not self.source:
             raise ValueError("source must say where the model is")
 
-    def spec(self, folder: Path) -> ModelSpec:
+    def resolved(self, folder: Path) -> Model:
         """`folder` is what a relative source is relative to (S42)."""
-        source = self.source
-        if "/" in source and not source.startswith(("/", "embedded:")):
-            source = str(folder / source)
-        return ModelSpec(
-            id=self.id,
-            source=source,
-            dtype=self.dtype,
-            quant=self.quant,
-            context=self.context,
-            pinned=self.pinned,
-            priority=self.priority,
-            options=self.options,
-        )
+        is_relative = "/" in self.source and not self.source.startswith("/")
+        if not is_relative or self.source.startswith("embedded:"):
+            return self
+        return replace(self, source=str(folder / self.source))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,4 +147,8 @@ class Config:
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     """Raises settings.ConfigError."""
-    return settings.load(Config, path, env_prefix=PREFIX, environ=environ)
+    config = settings.load(Config, path, env_prefix=PREFIX, environ=environ)
+    if path is None:
+        return config
+    folder = path.absolute().parent
+    return replace(config, model=tuple(m.resolved(folder) for m in config.model))

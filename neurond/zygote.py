@@ -16,6 +16,7 @@ GPU; otherwise the answer is an error and the zygote ends.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import select
 import signal
@@ -52,12 +53,20 @@ def main() -> int:
     args = parser.parse_args()
     die_with_parent()
     set_title("neurond: zygote")
-    if args.preload == "torch":
+    _preload(args.preload)
+    sock = socket.socket(fileno=args.fd)
+    return Zygote(sock, os.getppid()).serve()
+
+
+def _preload(what: str) -> None:
+    """Everything a child will import; for fake devices that is nothing heavy."""
+    if what == "torch":
         from neurond.device.preload import preload
 
         preload()
-    sock = socket.socket(fileno=args.fd)
-    return Zygote(sock, os.getppid()).serve()
+    else:
+        for name in ("neurond.device.worker", "neurond.device.fake"):
+            importlib.import_module(name)
 
 
 class Zygote:

@@ -1,0 +1,19 @@
+"""Names of models, and the one that comes with the package.
+
+Supervisor. An id names files and metric labels, so it is letters, digits and a few
+signs, never a path that climbs (T16).
+"""
+
+from __future__ import annotations
+
+import re
+
+EMBEDDED_ID = "smollm2-135m-instruct"
+EMBEDDED_SOURCE = "embedded:smollm2"
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,199}")
+
+
+def is_model_id(text: str) -> bool:
+    parts = text.split("/")
+    return bool(_ID.fullmatch(text)) and not any(p in ("", ".", "..") for p in parts)
