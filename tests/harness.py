@@ -13,13 +13,12 @@ the node started; else the test fails, and says what is left.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +27,7 @@ import psutil
 
 from ipc.control import call
 from tests.httpclient import Http
+from tests.tomltext import to_toml
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "tiny"
@@ -283,30 +283,6 @@ def title_of(process: psutil.Process) -> str:
         return " ".join(process.cmdline()).strip()
     except psutil.Error:
         return ""
-
-
-def to_toml(config: Mapping[str, Any]) -> str:
-    """Sections of plain values, and lists of tables."""
-    lines: list[str] = []
-    for section, values in config.items():
-        tables = values if isinstance(values, list) else [values]
-        head = f"[[{section}]]" if isinstance(values, list) else f"[{section}]"
-        for table in tables:
-            lines += [head, *_pairs(table), ""]
-    return "\n".join(lines)
-
-
-def _pairs(table: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in table.items():
-        yield f"{key} = {_value(value)}"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k} = {_value(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return json.dumps(value)  # strings, numbers and booleans are the same in TOML
 
 
 def _holds(condition: Callable[[], bool]) -> bool:
