@@ -158,14 +158,16 @@ class Relay:
 
     def _told(self, error: NodeError, ask: Ask, target: Serve) -> ServiceError:
         """What the client gets if no other node can serve; the rest is written down."""
+        away = isinstance(error, Unreachable)
         self._journal.warning(
             "a node gave no answer",
             event="node.no_answer",
             node=target.node,
-            request=ask.request_id,
+            # a node that is away fails every request alike: one line for all of them
+            request=None if away else ask.request_id,
             cause=" <- ".join(cause_chain(error)),
         )
-        if isinstance(error, Unreachable):
+        if away:
             words = f"no node that has model {ask.model} answers"
             return error_for("no_healthy_node", words)
         return error_for("bad_gateway", "the node gave no valid answer")

@@ -1,7 +1,8 @@
 """Listens to a node's events, so that the next poll comes when something happened.
 
 Fleet process; one per node. What an event says is not read: the poll finds out, and the
-polls go on by themselves where a node has no events or they don't get through.
+polls go on by themselves where a node has no events or they don't get through. Only
+when the node stops do we hang up, so that it need not wait for us.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from cortexd.nodes.pool import Patience, Pool, Request
 _SILENCE_S = 10.0
 _RETRY_S = 1.0
 _RETRY_WITHOUT_S = 60.0
+_STOPPING = b"event: node.stopping"
 _REQUEST = Request("GET", "/events", (("Accept", "text/event-stream"),))
 
 
@@ -39,10 +41,11 @@ async def _follow_once(pool: Pool, on_event: Callable[[], None]) -> bool:
             return answer.status >= 500
         frames = Frames()
         while data := await answer.read():
-            if any(
-                line.startswith(b"data:") for line in frames.feed(data).split(b"\n")
-            ):
+            lines = frames.feed(data).split(b"\n")
+            if any(line.startswith(b"data:") for line in lines):
                 on_event()
+            if _STOPPING in lines:
+                return True
         return True
     finally:
         answer.release()

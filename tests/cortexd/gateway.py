@@ -48,6 +48,7 @@ class Gateway:
         self.errors = folder / "stderr"
         self.config = folder / "cortex.toml"
         self.config.write_text(toml(nodes, gateway))
+        self.program = ["-m", "cortexd"]
         self.environ = {"CORTEX_RUN_DIR": str(folder), "CORTEX_LOG": "json"}
 
     def start(self) -> Gateway:
@@ -61,7 +62,7 @@ class Gateway:
     def launch(self) -> None:
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cortexd", "--config", str(self.config)],
+                [sys.executable, *self.program, "--config", str(self.config)],
                 cwd=ROOT,
                 env=os.environ | self.environ,
                 stderr=errors,

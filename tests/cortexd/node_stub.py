@@ -125,8 +125,9 @@ class NodeStub:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def event(self) -> None:
+    def event(self, kind: str = "device.died") -> None:
         """Tell those who follow /events that something happened."""
+        self._kind = kind
         self._loop.call_soon_threadsafe(self._happened.set)
 
     def _run(self, work: Any) -> None:
@@ -247,7 +248,9 @@ class NodeStub:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await self._happened.wait()
-                    await _chunk(writer, b"id: 1\nevent: x\ndata: {}\n\n")
+                    await _chunk(
+                        writer, b"id: 1\nevent: %b\ndata: {}\n\n" % self._kind.encode()
+                    )
 
     # ---- chats ----------------------------------------------------------------------
 

@@ -277,6 +277,37 @@ def test_a_port_in_use_is_one_line_and_worth_another_try(tmp_path: Path) -> None
     assert gateway.errors.read_text() == f"cortexd: {address}: Address already in use\n"
 
 
+def with_metrics(folder: Path, command: str) -> Gateway:
+    gateway = Gateway(folder, {})
+    gateway.program = ["-m", "tests.cortexd.broken_children", command]
+    return gateway
+
+
+def test_a_child_that_wants_another_configuration_ends_it_all(tmp_path: Path) -> None:
+    gateway = with_metrics(tmp_path, "exit 100")
+    gateway.launch()
+
+    assert gateway.process.wait(10) == 100
+
+    assert not gateway.control.exists()
+    assert "exit 100 (permanent)" in gateway.errors.read_text()
+
+
+def test_a_child_that_dies_again_and_again_is_no_reason_to_stop_serving(
+    tmp_path: Path,
+) -> None:
+    gateway = with_metrics(tmp_path, "exit 1").start()
+    try:
+        until(lambda: kinds(gateway).count("metrics.died") >= 3)
+        until(lambda: gateway.facts()["health"])
+        assert gateway.get("/version").status == 200
+    finally:
+        assert gateway.stop() == 0
+
+    (first, *_) = [x for x in gateway.journal() if x.get("event") == "metrics.died"]
+    assert first["message"] == "metrics ended: exit 1 (crash)"
+
+
 def test_without_nodes_it_runs_and_says_what_to_do(tmp_path: Path) -> None:
     gateway = Gateway(tmp_path, {}).start()
     try:

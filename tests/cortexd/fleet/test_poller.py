@@ -159,6 +159,22 @@ def test_a_node_without_events_is_not_asked_again_and_again(node: NodeStub) -> N
     assert [request.path for request in node.polled] == ["/events"]
 
 
+def test_a_node_that_stops_need_not_wait_for_us(node: NodeStub) -> None:
+    async def work(_poller: Poller, _changes: Changes) -> None:
+        woken = asyncio.Event()
+        follower = asyncio.ensure_future(follow(poller_pool(node), woken.set))
+        while not node.polled:
+            await asyncio.sleep(0.01)
+        while not node.left:
+            node.event("node.stopping")
+            await asyncio.sleep(0.02)
+        assert woken.is_set()
+        follower.cancel()
+        await asyncio.gather(follower, return_exceptions=True)
+
+    polled(node, PATIENT, work)
+
+
 def test_polls_go_on_by_themselves(node: NodeStub) -> None:
     async def work(poller: Poller, changes: Changes) -> None:
         task = asyncio.ensure_future(poller.run())

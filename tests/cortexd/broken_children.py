@@ -1,0 +1,23 @@
+"""A gateway whose metrics process is a shell command, for test_supervisor.
+
+Runs as `python -m tests.cortexd.broken_children COMMAND --config FILE`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from cortexd import __main__ as daemon
+from cortexd import launch
+from ipc.child import Child, spawn
+
+COMMAND = sys.argv.pop(1)
+
+
+class Launch(launch.Launch):
+    def metrics(self) -> Child:
+        return spawn("metrics", ["/bin/sh", "-c", COMMAND])
+
+
+daemon.Launch = Launch  # type: ignore[misc]
+sys.exit(daemon.main())
