@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 class ErrorRow:
     """One error as clients and operators meet it.
 
-    `code` is the API code, `ref` the stable id of CLI, journal and docs, `kind` who must
-    act, `next_command` what the operator types next.
+    `code` is the API code, `ref` the stable id of CLI, journal and docs, `kind` who
+    must act, `next_command` what the operator types next.
     """
 
     code: str
