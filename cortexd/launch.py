@@ -6,18 +6,16 @@ under the numbers that they have here, and nothing else.
 
 from __future__ import annotations
 
-import os
 import socket
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cortexd.config import Settings
-from ipc.child import Child, pass_settings, spawn
+from ipc.child import Child
+from ipc.launch import METRICS_FOLDER, launch
 
-METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _WORKER_APP = "cortexd.app:create"
 _CHILD_EXIT = "cortexd.series:mark_dead"
 
@@ -78,15 +76,10 @@ class Launch:
     def _spawn(
         self, name: str, given: Mapping[str, Any], listener: socket.socket
     ) -> Child:
-        settings_fd = pass_settings(given)
-        argv = [sys.executable, "-m", f"cortexd.{name}"]
-        environ = {**os.environ, METRICS_FOLDER: str(self.metrics_folder)}
-        try:
-            return spawn(
-                name,
-                [*argv, "--settings-fd", str(settings_fd)],
-                fds=(settings_fd, listener.fileno()),
-                env=environ,
-            )
-        finally:
-            os.close(settings_fd)
+        return launch(
+            name,
+            f"cortexd.{name}",
+            given,
+            fds=(listener.fileno(),),
+            environ={METRICS_FOLDER: str(self.metrics_folder)},
+        )

@@ -16,7 +16,7 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from ipc.bugs import report_to
 from ipc.child import EXIT_OK, EXIT_PERMANENT, Child, Exit, Reaper, become_subreaper
 from ipc.eventlog import EventLog
 from ipc.journal import Journal
-from ipc.keeper import Keeper
+from ipc.keeper import Keeper, end
 from ipc.systemd import notify
 
 _TICK_S = 0.25
@@ -142,15 +142,15 @@ class Supervisor:
         if changed:
             self._announce()
 
-    def _on_exit(self, keeper: Keeper, end: Exit | OSError) -> None:
+    def _on_exit(self, keeper: Keeper, how: Exit | OSError) -> None:
         if self._is_stopping:
             return
         self._journal.error(
-            f"{keeper.name} ended: {end}",
+            f"{keeper.name} ended: {how}",
             event=f"{keeper.name}.died",
         )
-        self._note(f"{keeper.name}.died", reason=str(end))
-        if isinstance(end, Exit) and end.meaning == "permanent":
+        self._note(f"{keeper.name}.died", reason=str(how))
+        if isinstance(how, Exit) and how.meaning == "permanent":
             self._exit_code = EXIT_PERMANENT
             self._wanted_stop.set()
         self._operators.tell_state()
@@ -185,8 +185,8 @@ class Supervisor:
         self._operators.tell_state()
         self._launch.sockets.http.close()  # else connections would queue for nobody
         drain_s = self._launch.settings.config.gateway.drain_s
-        await _end([self._frontend], drain_s + _CUT_S)
-        await _end(self._others, _LAST_S)
+        await end([self._frontend], drain_s + _CUT_S)
+        await end(self._others, _LAST_S)
 
     def _close(self) -> None:
         self._operators.close()
@@ -194,22 +194,3 @@ class Supervisor:
         self._journal.close()
         for listener in (self._launch.sockets.metrics, self._launch.sockets.fleet):
             listener.close()
-
-
-async def _end(keepers: Sequence[Keeper], timeout_s: float) -> None:
-    """SIGTERM, and SIGKILL to those that need longer."""
-    for keeper in keepers:
-        keeper.stop()
-    try:
-        async with asyncio.timeout(timeout_s):
-            await asyncio.gather(*[keeper.gone.wait() for keeper in keepers])
-        return
-    except TimeoutError:
-        pass
-    for keeper in keepers:
-        keeper.stop(signal.SIGKILL)
-    try:
-        async with asyncio.timeout(_LAST_S):
-            await asyncio.gather(*[keeper.gone.wait() for keeper in keepers])
-    except TimeoutError:
-        pass  # it dies with us

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from ipc.child import Child, Exit, Reaper
@@ -21,6 +21,7 @@ from ipc.child import Child, Exit, Reaper
 _LONG_LIFE_S = 5.0
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0
+_KILL_S = 2.0
 
 State = Literal["stopped", "running", "pausing", "stopping"]
 
@@ -98,3 +99,23 @@ class Keeper:
         self._short_lives = self._short_lives + 1 if is_short else 0
         self.state = "pausing"
         self._timer = loop.call_later(pause_s(self._short_lives), self._spawn)
+
+
+async def end(keepers: Sequence[Keeper], timeout_s: float) -> None:
+    """SIGTERM, and SIGKILL to those that need longer."""
+    for keeper in keepers:
+        keeper.stop()
+    if await _all_gone(keepers, timeout_s):
+        return
+    for keeper in keepers:
+        keeper.stop(signal.SIGKILL)
+    await _all_gone(keepers, _KILL_S)  # whoever outlives that dies with us
+
+
+async def _all_gone(keepers: Sequence[Keeper], timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await asyncio.gather(*[keeper.gone.wait() for keeper in keepers])
+    except TimeoutError:
+        return False
+    return True

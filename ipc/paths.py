@@ -13,6 +13,7 @@ Used by both daemons and cortexctl. `locate` decides and touches nothing; `state
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -60,6 +61,13 @@ def cache_dir(daemon: str) -> Path:
 def runtime_dir(daemon: str) -> Path:
     """What dies with the boot: sockets."""
     return _created(locate(daemon, "run", os.environ, os.geteuid()))
+
+
+def emptied(folder: Path) -> Path:
+    """Made anew; what was in it belonged to the service's last life."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 def control_sockets(daemon: str) -> list[Path]:

@@ -37,6 +37,11 @@ def peer_of(sock: socket.socket) -> Peer:
     return Peer(pid, uid, gid, _groups(sock.fileno()))
 
 
+def is_operator(peer: Peer) -> bool:
+    """Root, ourselves, or our group: the socket's own mode says the same."""
+    return peer.uid in (0, os.geteuid()) or os.getegid() in (peer.gid, *peer.groups)
+
+
 def _groups(fd: int) -> tuple[int, ...]:
     """By libc: `socket.getsockopt` takes 256 groups at most, a directory has more."""
     libc = ctypes.CDLL(None, use_errno=True)

@@ -28,9 +28,16 @@ _BIND_TIMEOUT_S = 5.0
 def bind_unix(path: Path, kind: socket.SocketKind, mode: int) -> socket.socket:
     """A listening socket at `path` whose file has `mode`.
 
-    Raises OSError: EADDRINUSE when somebody listens, FileExistsError when there is
-    something else than a socket.
+    Raises OSError naming the path: EADDRINUSE when somebody listens, FileExistsError
+    when there is something else than a socket.
     """
+    try:
+        return _bind(path, kind, mode)
+    except OSError as error:
+        raise OSError(error.errno, f"{path}: {error.strerror}") from error
+
+
+def _bind(path: Path, kind: socket.SocketKind, mode: int) -> socket.socket:
     with _folder(path, os.O_RDONLY) as folder:  # a lock needs more than O_PATH
         _hold(folder)
         _clear(path, folder, kind)
