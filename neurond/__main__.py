@@ -6,23 +6,14 @@ exit 70   cannot go on, start again   111  a socket is in use; try again later
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
-import shutil
 import socket
 import sys
-from pathlib import Path
 
-import uvloop
-
-import ipc
-from ipc import listeners, paths
+from ipc import daemon, listeners, paths
 from ipc.bugs import report_to
-from ipc.child import EXIT_PERMANENT, EXIT_TEMPORARY, set_title
 from ipc.eventlog import EventLog
 from ipc.journal import Journal
-from ipc.settings import ConfigError
 from ipc.systemd import listen_fds
 from neurond import config, discovery, unixlisteners
 from neurond.desired import Desired
@@ -35,30 +26,8 @@ _NVML_DEADLINE_S = 10.0
 
 def main() -> int:
     """The exit code."""
-    given = _arguments()
-    try:
-        found = paths.config_file(config.FILE, given.config)
-        settings = config.load(found, os.environ)
-    except ConfigError as error:
-        print(f"{_DAEMON}: {error}", file=sys.stderr)
-        return EXIT_PERMANENT
-    set_title(f"{_DAEMON}: supervisor")
-    try:
-        code: int = uvloop.run(_serve(settings))
-        return code
-    except OSError as error:
-        print(f"{_DAEMON}: {error.strerror or error}", file=sys.stderr)
-        return EXIT_TEMPORARY
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=_DAEMON, description="A Cortex node: serves models on this host's devices."
-    )
-    parser.add_argument("--config", type=Path, help="neuron.toml to read")
-    version = f"{_DAEMON} {ipc.__version__}"
-    parser.add_argument("--version", action="version", version=version)
-    return parser.parse_args()
+    text = "A Cortex node: serves models on this host's devices."
+    return daemon.run(_DAEMON, text, config.FILE, config.load, _serve)
 
 
 async def _serve(settings: config.Config) -> int:
@@ -70,7 +39,7 @@ async def _serve(settings: config.Config) -> int:
     try:
         specs, cuda_problem = _devices(settings.devices)
         name = settings.node.name or socket.gethostname()
-        _empty(folders.metrics)
+        paths.emptied(folders.metrics)
         given = Given(
             config=settings,
             launch=Launch(name, settings, _sockets(settings.node), folders),
@@ -110,12 +79,6 @@ def _devices(
         return discovery.plan_devices(told.kind, told.count, ()), ""
     gpus, problem = discovery.list_gpus(_NVML_DEADLINE_S)
     return discovery.plan_devices(told.kind, told.count, gpus), problem or ""
-
-
-def _empty(folder: Path) -> None:
-    """The workers' figures begin anew with the service, never with a worker."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Invariant: every order is answered, by a pid or by a reason, within its deadline
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import sys
 from collections import deque
@@ -19,10 +18,11 @@ from typing import Any
 
 import msgpack
 
-from ipc.child import Child, Exit, Reaper, adopt, pass_settings, spawn
+from ipc.child import Child, Exit, Reaper, adopt, spawn
 from ipc.journal import Journal
 from ipc.keeper import Keeper
-from ipc.packet import PacketClosed, receive_packet, send_packet
+from ipc.launch import launch
+from ipc.packet import PacketClosed, PacketTruncated, receive_packet, send_packet
 
 Order = tuple[str, str, dict[str, Any]]
 """kind ("device" or "convert"), name, settings."""
@@ -100,21 +100,11 @@ class Forker:
         keys = ("link_fd", "page_fd")[: len(fds)]
         told = {**settings, "job": kind, "name": name}
         told.update(zip(keys, fds, strict=True))
-        settings_fd = pass_settings(told)
-        argv = [
-            sys.executable,
-            "-m",
-            "neurond.device",
-            "--settings-fd",
-            str(settings_fd),
-        ]
-        environ = {**os.environ, **settings.get("environ", {})}
+        environ = settings.get("environ", {})
         try:
-            return spawn(name, argv, fds=(*fds, settings_fd), env=environ)
+            return launch(name, "neurond.device", told, fds=fds, environ=environ)
         except OSError as error:
             raise ForkFailed(str(error)) from error
-        finally:
-            os.close(settings_fd)
 
     # ---- the zygote -----------------------------------------------------------------
 
@@ -142,7 +132,7 @@ class Forker:
         assert self._sock is not None
         try:
             received = receive_packet(self._sock)
-        except PacketClosed:
+        except (PacketClosed, PacketTruncated):
             self._drop_socket()
             return
         if received is not None and self._waiting:

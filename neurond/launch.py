@@ -6,7 +6,6 @@ under the numbers that they have here, and nothing else.
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -14,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ipc.child import Child, pass_settings, spawn
+from ipc.child import Child, spawn
+from ipc.launch import METRICS_FOLDER, launch
 from neurond.config import Config
 from neurond.frontend.settings import WorkerSettings, frontend_settings
-
-METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +110,10 @@ class Launch:
     def _spawn(
         self, name: str, given: Mapping[str, Any], listener: socket.socket
     ) -> Child:
-        settings_fd = pass_settings(given)
-        argv = [sys.executable, "-m", f"neurond.{name}"]
-        environ = {**os.environ, METRICS_FOLDER: str(self.folders.metrics)}
-        try:
-            return spawn(
-                name,
-                [*argv, "--settings-fd", str(settings_fd)],
-                fds=(settings_fd, listener.fileno()),
-                env=environ,
-            )
-        finally:
-            os.close(settings_fd)
+        return launch(
+            name,
+            f"neurond.{name}",
+            given,
+            fds=(listener.fileno(),),
+            environ={METRICS_FOLDER: str(self.folders.metrics)},
+        )

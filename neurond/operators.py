@@ -12,33 +12,23 @@ lifecycle and the device slots.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ipc import settings
 from ipc.control import ControlServer
-from ipc.errors import CapacityError, ClientError, error_for
+from ipc.errors import CapacityError, error_for
 from ipc.eventlog import Event, EventLog
-from ipc.peer import Peer
-from neurond import facts
+from ipc.operations import shared_operations
+from ipc.peer import Peer, is_operator
+from neurond import facts, loadorder
 from neurond.config import Config
 from neurond.lifecycle import Lifecycle
 from neurond.modelrecord import ModelRecord
 
 Facts = dict[str, Any]
-_MOST_EVENTS = 1000
-_GIVEN = {
-    "source": str,
-    "dtype": str,
-    "quant": str,
-    "context": int,
-    "devices": list,
-    "pinned": bool,
-    "priority": int,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +54,13 @@ class Operators:
     ) -> None:
         self._orders = orders
         self._config = config
-        self._events = events
-        asked = ("status", "models", "devices", "version", "settings", "metrics")
-        ordered = ("events", "load", "unload", "respawn", "stop")
+        own = ("version", "settings", "metrics", "load", "unload", "respawn")
         self._server = ControlServer(
             listener,
-            {name: getattr(self, f"_{name}_op") for name in (*asked, *ordered)},
+            {
+                **shared_operations(orders.state, events, orders.stop),
+                **{name: getattr(self, f"_{name}_op") for name in own},
+            },
             authorize=is_operator,
             topics={"state": orders.state, "events": None},
         )
@@ -88,15 +79,6 @@ class Operators:
 
     # ---- what is
 
-    async def _status_op(self, _args: Facts, _peer: Peer) -> Facts:
-        return self._orders.state()
-
-    async def _models_op(self, _args: Facts, _peer: Peer) -> Facts:
-        return {"models": self._orders.state()["models"]}
-
-    async def _devices_op(self, _args: Facts, _peer: Peer) -> Facts:
-        return {"devices": self._orders.state()["devices"]}
-
     async def _version_op(self, _args: Facts, _peer: Peer) -> Facts:
         state = self._orders.state()
         return {"node": state["node"], **state["version"]}
@@ -107,27 +89,21 @@ class Operators:
     async def _metrics_op(self, _args: Facts, _peer: Peer) -> Facts:
         return self._orders.metrics()
 
-    async def _events_op(self, args: Facts, _peer: Peer) -> Facts:
-        since = _whole("since", args.get("since", 0))
-        limit = min(_whole("limit", args.get("limit", _MOST_EVENTS)), _MOST_EVENTS)
-        found = self._events.since(since, limit)
-        return {"events": [event.to_dict() for event in found]}
-
     # ---- orders
 
     async def _load_op(self, args: Facts, _peer: Peer) -> Facts:
-        model = _model_id(args)
+        model, given = loadorder.model_id(args), loadorder.checked(args)
         lifecycle = self._orders.lifecycle
         record = lifecycle.records.get(model)
         # who joins a load or finds it done has nothing to lose to another's change
         if record is None or not record.is_wanted:
             self._check_version(args)
         self._check_running()
-        record = lifecycle.load(model, _given(args))
+        record = lifecycle.load(model, given)
         return await self._outcome(record, args, self._orders.want)
 
     async def _unload_op(self, args: Facts, _peer: Peer) -> Facts:
-        model = _model_id(args)
+        model = loadorder.model_id(args)
         self._check_version(args)
         record = self._orders.lifecycle.unload(model)
         self._orders.release(model)
@@ -137,16 +113,12 @@ class Operators:
         self._orders.respawn(str(args.get("device", "")))
         return {}
 
-    async def _stop_op(self, _args: Facts, _peer: Peer) -> Facts:
-        self._orders.stop()
-        return {}
-
     async def _outcome(
         self, record: ModelRecord, args: Facts, then: Callable[[ModelRecord], None]
     ) -> Facts:
         """Wanted from the order on: a restart while it loads must not forget it."""
         then(record)
-        if args.get("wait", True):
+        if loadorder.wants_to_wait(args):
             await self._wait(record)
         state = self._orders.state()
         known = next(m for m in state["models"] if m["id"] == record.spec.id)
@@ -171,34 +143,3 @@ class Operators:
     def _check_running(self) -> None:
         if self._orders.state()["state"] == "stopping":
             raise error_for("shutting_down", "the node is stopping")
-
-
-def is_operator(peer: Peer) -> bool:
-    """Root, ourselves, or our group: the socket's own mode says the same."""
-    return peer.uid in (0, os.geteuid()) or os.getegid() in (peer.gid, *peer.groups)
-
-
-def _model_id(args: Mapping[str, Any]) -> str:
-    model = args.get("model_id")
-    if not isinstance(model, str) or not model:
-        raise ClientError("model_id is required", param="model_id")
-    return model
-
-
-def _given(args: Mapping[str, Any]) -> Facts:
-    """What the order says beyond the id. Raises ClientError naming the field."""
-    given = {}
-    for name, kind in _GIVEN.items():
-        value = args.get(name)
-        if value is None:
-            continue
-        if type(value) is not kind:
-            raise ClientError(f"{name} must be a {kind.__name__}", param=name)
-        given[name] = value
-    return given
-
-
-def _whole(name: str, value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ClientError(f"{name} must be a whole number", param=name)
-    return value

@@ -34,8 +34,9 @@ from ipc.child import (
 from ipc.errors import ClientError
 from ipc.eventlog import EventLog
 from ipc.journal import Journal
-from ipc.keeper import Keeper
+from ipc.keeper import Keeper, end
 from ipc.messages import Fault, LinkUp
+from ipc.peer import is_operator
 from ipc.systemd import notify
 from neurond import facts, figures
 from neurond.config import Config
@@ -48,7 +49,7 @@ from neurond.gpuwatch import GpuWatch
 from neurond.launch import Launch
 from neurond.lifecycle import Effects, Lifecycle
 from neurond.modelrecord import ModelRecord
-from neurond.operators import Operators, Orders, is_operator
+from neurond.operators import Operators, Orders
 from neurond.publishing import Publisher
 from neurond.rings import Rings
 from neurond.sources import known_models
@@ -337,19 +338,19 @@ class Supervisor:
     def _worker_lost(self, worker: WorkerLink) -> None:
         self._rings.worker_lost(worker)
 
-    def _zygote_died(self, end: Exit | OSError) -> None:
-        self._child_died("zygote", end)
+    def _zygote_died(self, how: Exit | OSError) -> None:
+        self._child_died("zygote", how)
 
-    def _exited(self, keeper: Keeper, end: Exit | OSError) -> None:
-        self._child_died(keeper.name, end)
+    def _exited(self, keeper: Keeper, how: Exit | OSError) -> None:
+        self._child_died(keeper.name, how)
 
-    def _child_died(self, name: str, end: Exit | OSError) -> None:
+    def _child_died(self, name: str, how: Exit | OSError) -> None:
         if self._is_stopping:
             return
         self._restarts[name] += 1
-        self._journal.error(f"{name} ended: {end}", event=f"{name}.died")
-        self._note(f"{name}.died", reason=str(end))
-        if isinstance(end, Exit) and end.meaning == "permanent":
+        self._journal.error(f"{name} ended: {how}", event=f"{name}.died")
+        self._note(f"{name}.died", reason=str(how))
+        if isinstance(how, Exit) and how.meaning == "permanent":
             self._exit_code = EXIT_PERMANENT
             self._wanted_stop.set()
 
@@ -361,7 +362,7 @@ class Supervisor:
         if device.state is DeviceState.FAILED:
             device.reset()
         else:
-            device.kill("respawn was ordered")
+            device.respawn("respawn was ordered")
 
     def _refuse_reload(self) -> None:
         words = "SIGHUP is ignored: the configuration is read at a start only"
@@ -382,12 +383,12 @@ class Supervisor:
         self._publisher.now()
         self._given.launch.sockets.http.close()  # else connections queue for nobody
         await self._lifecycle.stop()
-        await _end([self._frontend], self._config.limits.drain_s + _CUT_S)
+        await end([self._frontend], self._config.limits.drain_s + _CUT_S)
         await self._stop_devices()
         others = [self._metrics]
         if self._gpus.keeper.pid is not None:
             others.append(self._gpus.keeper)
-        await _end(others, _LAST_S)
+        await end(others, _LAST_S)
         await self._forker.stop()
 
     async def _stop_devices(self) -> None:
@@ -421,22 +422,3 @@ def _stored(record: ModelRecord) -> dict[str, Any]:
 
 def _is_bad(kind: str) -> bool:
     return kind.endswith((".died", ".failed", "_failed"))
-
-
-async def _end(keepers: Sequence[Keeper], timeout_s: float) -> None:
-    """SIGTERM, and SIGKILL to those that need longer."""
-    for keeper in keepers:
-        keeper.stop()
-    try:
-        async with asyncio.timeout(timeout_s):
-            await asyncio.gather(*[keeper.gone.wait() for keeper in keepers])
-        return
-    except TimeoutError:
-        pass
-    for keeper in keepers:
-        keeper.stop(signal.SIGKILL)
-    try:
-        async with asyncio.timeout(_LAST_S):
-            await asyncio.gather(*[keeper.gone.wait() for keeper in keepers])
-    except TimeoutError:
-        pass  # it dies with us

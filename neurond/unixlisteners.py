@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 
 from ipc import listeners
 from ipc.unixsocket import bind_unix
@@ -33,18 +32,11 @@ class Listeners:
 def bind(folders: Folders) -> Listeners:
     """Raises OSError naming the path."""
     return Listeners(
-        control=_bind(folders.control, socket.SOCK_STREAM, _CONTROL_MODE),
-        attach=_bind(folders.attach, socket.SOCK_SEQPACKET, _ATTACH_MODE),
+        control=bind_unix(folders.control, socket.SOCK_STREAM, _CONTROL_MODE),
+        attach=bind_unix(folders.attach, socket.SOCK_SEQPACKET, _ATTACH_MODE),
     )
 
 
 def remove(folders: Folders) -> None:
     for path in (folders.control, folders.attach):
         path.unlink(missing_ok=True)
-
-
-def _bind(path: Path, kind: socket.SocketKind, mode: int) -> socket.socket:
-    try:
-        return bind_unix(path, kind, mode)
-    except OSError as error:
-        raise OSError(error.errno, f"{path}: {error.strerror}") from error
