@@ -1,7 +1,7 @@
 """What every test shares: a session that leaves nothing behind.
 
-Every process started by a test inherits CORTEX_TEST_SESSION; when the session ends, none
-may live, and /dev/shm must be as it was.
+Every process started by a test inherits CORTEX_TEST_SESSION; when the session ends,
+none may live, and /dev/shm must be as it was.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 SESSION = os.environ.setdefault("CORTEX_TEST_SESSION", secrets.token_hex(8))
+# a title is written over the environment otherwise, and the mark with it
+os.environ["SPT_NOENV"] = "1"
 _SHM_BEFORE = set(os.listdir("/dev/shm"))
 _GRACE_S = 5.0
 
