@@ -90,6 +90,7 @@ class DeviceSlot:
         self._killed_s = 0.0
         self._overdue = 0
         self._num_unproductive = 0
+        self._is_end_ordered = False
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self.gone = asyncio.Event()
@@ -131,6 +132,7 @@ class DeviceSlot:
         self.generation += 1
         self._move(DeviceEvent.SPAWN)
         self._hello = None
+        self._is_end_ordered = False
         self._born_s = time.monotonic()
         self._task = self._loop.create_task(self._fork())
 
@@ -158,6 +160,11 @@ class DeviceSlot:
         self._killed_s = time.monotonic()
         self._child.kill()
         self._move(DeviceEvent.KILL)
+
+    def respawn(self, reason: str) -> None:
+        """An operator wants a new process; this life's end is charged to nobody."""
+        self.kill(reason)
+        self._is_end_ordered = self.state is DeviceState.DYING
 
     def reset(self) -> None:
         """An operator wants another try for a failed device."""
@@ -284,8 +291,7 @@ class DeviceSlot:
         stopping = self.state in (DeviceState.STOPPING, DeviceState.STOPPED)
         if not stopping:
             self.deaths += 1
-            productive = bool(view and view.counters["emitted_tokens_total"])
-            self._num_unproductive = 0 if productive else self._num_unproductive + 1
+            self._charge(view)
         if self.state is not DeviceState.FAILED:
             self._owner.on_down(self, reason)
         self._move(DeviceEvent.EXITED)
@@ -293,6 +299,12 @@ class DeviceSlot:
             self.gone.set()
         elif self.state is DeviceState.BACKOFF:
             self._next_life()
+
+    def _charge(self, view: PageView | None) -> None:
+        if view and view.counters["emitted_tokens_total"]:
+            self._num_unproductive = 0
+        elif not self._is_end_ordered:
+            self._num_unproductive += 1
 
     def _next_life(self) -> None:
         if is_hopeless(self._num_unproductive):
