@@ -103,8 +103,8 @@ class Lifecycle:
         had_failed = record.status is ModelStatus.FAILED
         record.move(ModelEvent.UNLOAD)
         if had_failed:
-            record.error, record.reason = None, ""
-            self._effects.changed()
+            record.error, record.reason, record.done = None, "", None
+            self._moved()
             return record
         if record.is_busy:  # whoever waits for the load hears that it is over
             record.done.set_exception(_was_unloaded(model))  # type: ignore[union-attr]
