@@ -11,13 +11,17 @@ from cortexd import __main__ as daemon
 from cortexd import launch
 from ipc.child import Child, spawn
 
-COMMAND = sys.argv.pop(1)
-
 
 class Launch(launch.Launch):
+    """`command` takes the place of `python -m cortexd.metrics`."""
+
+    command = ""
+
     def metrics(self) -> Child:
-        return spawn("metrics", ["/bin/sh", "-c", COMMAND])
+        return spawn("metrics", ["/bin/sh", "-c", self.command])
 
 
-daemon.Launch = Launch  # type: ignore[misc]
-sys.exit(daemon.main())
+if __name__ == "__main__":
+    Launch.command = sys.argv.pop(1)
+    daemon.Launch = Launch  # type: ignore[misc]
+    sys.exit(daemon.main())
