@@ -16,9 +16,10 @@ from ipc.eventlog import EventLog
 from ipc.journal import Journal
 from ipc.systemd import listen_fds
 from neurond import config, discovery, unixlisteners
+from neurond.composition import Given
 from neurond.desired import Desired
 from neurond.launch import Folders, Launch, Sockets
-from neurond.supervisor import Given, Supervisor
+from neurond.supervisor import Supervisor
 
 _DAEMON = "neurond"
 _NVML_DEADLINE_S = 10.0

@@ -13,13 +13,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ipc.journal import Journal
 
 Spec = dict[str, Any]
+
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)
 
 
 class Desired:
@@ -31,6 +40,11 @@ class Desired:
         self.loaded: dict[str, Spec] = {}
         self.unloaded: set[str] = set()
         self._read()
+
+    def wanted(self, defaults: Iterable[str]) -> dict[str, Spec]:
+        """What to load at a start: what was loaded, else the defaults."""
+        found: dict[str, Spec] = {name: {} for name in defaults} | self.loaded
+        return {name: s for name, s in found.items() if name not in self.unloaded}
 
     def want(self, model: str, spec: Mapping[str, Any]) -> None:
         self.unloaded.discard(model)
@@ -45,12 +59,14 @@ class Desired:
     def _read(self) -> None:
         try:
             document = json.loads(self._path.read_text())
-            self.loaded = {str(k): dict(v) for k, v in document["loaded"].items()}
-            self.unloaded = {str(name) for name in document["unloaded"]}
+            loaded = {str(k): dict(v) for k, v in document["loaded"].items()}
+            unloaded = {str(name) for name in document["unloaded"]}
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _UNREADABLE as error:
             self._journal.warning("desired models can't be read", cause=str(error))
+            return
+        self.loaded, self.unloaded = loaded, unloaded
 
     def _write(self) -> None:
         content = {"loaded": self.loaded, "unloaded": sorted(self.unloaded)}

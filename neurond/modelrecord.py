@@ -22,6 +22,7 @@ _WANTED = (
     ModelStatus.LOADING,
     ModelStatus.CONVERTING,
 )
+_ORDERED = ("source", "dtype", "quant", "context", "pinned", "priority")
 
 
 @dataclass(slots=True, eq=False)
@@ -94,6 +95,10 @@ class ModelRecord:
     def respecify(self, **changes: Any) -> None:
         """What a load order says beyond the configuration."""
         self.spec = replace(self.spec, **changes)
+
+    def order(self) -> dict[str, Any]:
+        """What a restart needs to load it again."""
+        return {name: getattr(self.spec, name) for name in _ORDERED}
 
     def error_wire(self) -> list[Any] | None:
         if self.error is None:

@@ -18,11 +18,8 @@ import asyncio
 import secrets
 import signal
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ipc.attach import AttachServer, WorkerLink
 from ipc.child import (
     EXIT_OK,
     EXIT_PERMANENT,
@@ -32,29 +29,27 @@ from ipc.child import (
     become_subreaper,
 )
 from ipc.errors import ClientError
-from ipc.eventlog import EventLog
-from ipc.journal import Journal
 from ipc.keeper import Keeper, end
-from ipc.messages import Fault, LinkUp
-from ipc.peer import is_operator
 from ipc.systemd import notify
-from neurond import facts, figures
-from neurond.config import Config
+from neurond import facts, figures, loadorder
+from neurond.chronicle import Chronicle
+from neurond.composition import (
+    Given,
+    attach_of,
+    device_of,
+    forker_of,
+    lifecycle_of,
+)
 from neurond.converter import Converter
-from neurond.desired import Desired
-from neurond.deviceslot import DeviceSlot, Owner
-from neurond.discovery import DeviceSpec, host_facts
-from neurond.forker import Forker
+from neurond.deviceevents import DeviceEvents
+from neurond.discovery import host_facts
 from neurond.gpuwatch import GpuWatch
-from neurond.launch import Launch
 from neurond.lifecycle import Effects, Lifecycle
-from neurond.modelrecord import ModelRecord
 from neurond.operators import Operators, Orders
 from neurond.publishing import Publisher
 from neurond.rings import Rings
-from neurond.sources import known_models
-from neurond.states import DeviceEvent, DeviceState
-from neurond.unixlisteners import Listeners
+from neurond.states import DeviceState
+from neurond.stopping import stop_devices
 
 TICK_S = 0.25
 _LATE_TICKS = 4
@@ -63,20 +58,6 @@ _CUT_S = 6.0
 _LAST_S = 2.0
 
 Facts = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """What the node was started with."""
-
-    config: Config
-    launch: Launch
-    listeners: Listeners
-    journal: Journal
-    events: EventLog
-    desired: Desired
-    specs: Sequence[DeviceSpec]
-    cuda_problem: str
 
 
 class Supervisor:
@@ -93,10 +74,19 @@ class Supervisor:
         self._restarts = {"zygote": 0, "frontend": 0, "metrics": 0, "nvml": 0}
         self._host = host_facts()
         self._reaper = Reaper(self._loop)
-        self._forker = self._make_forker()
-        self._devices = [self._make_device(spec) for spec in given.specs]
+        self._chronicle = Chronicle(
+            given.journal, given.events, lambda event: self._operators.tell_event(event)
+        )
+        self._note = self._chronicle.note
+        self._forker = forker_of(given, self._reaper, self._zygote_died)
         self._lifecycle = self._make_lifecycle()
         self._rings = Rings(lambda: self._devices, self._journal)
+        self._device_events = self._make_events()
+        owner = self._device_events.owner()
+        self._devices = [
+            device_of(given, spec, owner, self._forker, self._reaper)
+            for spec in given.specs
+        ]
         launch = given.launch
         self._frontend = Keeper("frontend", launch.frontend, self._reaper, self._exited)
         self._metrics = Keeper("metrics", launch.metrics, self._reaper, self._exited)
@@ -104,38 +94,18 @@ class Supervisor:
             self._reaper, launch.nvml, self._device_pids, self._exited
         )
         self._operators = self._make_operators()
-        self._attach = self._make_attach()
+        self._attach = attach_of(given, self._rings)
         self._publisher = Publisher(self.facts, self._operators.tell_state)
 
     # ---- composition
 
-    def _make_forker(self) -> Forker:
-        kinds = {spec.kind for spec in self._given.specs}
-        return Forker(
-            self._reaper,
-            self._journal,
-            preload="none" if kinds <= {"fake"} else "torch",
-            use_zygote=self._config.devices.spawn == "zygote",
-            on_died=self._zygote_died,
-        )
-
-    def _make_device(self, spec: DeviceSpec) -> DeviceSlot:
-        settings = self._given.launch.device_settings()
-        if spec.kind == "cuda":
-            settings["environ"] = {"CUDA_VISIBLE_DEVICES": spec.uuid}
-        return DeviceSlot(
-            spec,
-            settings,
-            Owner(
-                on_hello=lambda device: self._lifecycle.device_hello(device),
-                on_up=self._device_up,
-                on_down=self._device_down,
-                on_message=self._device_spoke,
-                on_change=self._device_changed,
-            ),
-            self._forker,
-            self._reaper,
-            boot_deadline_s=self._config.limits.boot_deadline_s,
+    def _make_events(self) -> DeviceEvents:
+        return DeviceEvents(
+            self._rings,
+            self._lifecycle,
+            self._chronicle,
+            changed=self._changed,
+            on_failed=self._give_up_if_hopeless,
         )
 
     def _make_lifecycle(self) -> Lifecycle:
@@ -143,18 +113,15 @@ class Supervisor:
         converter = Converter(
             self._forker, self._reaper, deadline_s=limits.load_deadline_s
         )
-        effects = Effects(
-            devices=lambda: self._devices,
-            converter=converter,
-            cache=self._given.launch.folders.cache,
-            note=self._note,
-            changed=self._changed,
-        )
-        return Lifecycle(
-            known_models(self._config),
-            effects,
-            load_deadline_s=limits.load_deadline_s,
-            drain_s=limits.drain_s,
+        return lifecycle_of(
+            self._given,
+            Effects(
+                devices=lambda: self._devices,
+                converter=converter,
+                cache=self._given.launch.folders.cache,
+                note=self._note,
+                changed=self._changed,
+            ),
         )
 
     def _make_operators(self) -> Operators:
@@ -163,22 +130,13 @@ class Supervisor:
             state=self.facts,
             metrics=self.figures,
             lifecycle=self._lifecycle,
-            want=lambda record: desired.want(record.spec.id, _stored(record)),
+            want=lambda record: desired.want(record.spec.id, record.order()),
             release=desired.release,
             respawn=self._respawn,
             stop=self._wanted_stop.set,
         )
         control = self._given.listeners.control
         return Operators(control, orders, self._config, self._given.events)
-
-    def _make_attach(self) -> AttachServer:
-        return AttachServer(
-            self._given.listeners.attach,
-            on_attached=self._worker_attached,
-            on_lost=self._worker_lost,
-            limit=2 * self._config.node.workers + 4,
-            allow=is_operator,
-        )
 
     # ---- the life of the node
 
@@ -213,14 +171,10 @@ class Supervisor:
         notify(READY=1, STATUS="starting")
 
     def _load_desired(self) -> None:
-        desired = self._given.desired
-        wanted: dict[str, Facts] = {name: {} for name in self._config.models.default}
-        wanted.update(desired.loaded)
-        for model, given in wanted.items():
-            if model in desired.unloaded:
-                continue
+        wanted = self._given.desired.wanted(self._config.models.default)
+        for model, order in wanted.items():
             try:
-                self._lifecycle.load(model, given)
+                self._lifecycle.load(model, loadorder.checked(order))
             except ClientError as error:
                 self._journal.error(
                     "a default model can't be loaded",
@@ -277,52 +231,6 @@ class Supervisor:
 
     # ---- what happens
 
-    def _device_up(self, device: DeviceSlot) -> None:
-        self._rings.device_up(device)
-        self._note("device.ready", device=device.name, generation=device.generation)
-
-    def _device_down(self, device: DeviceSlot, reason: str) -> None:
-        """`down` before anything else: a worker never reads that generation again."""
-        self._rings.device_down(device, reason)
-        self._lifecycle.device_lost(device, reason)
-        if not self._is_stopping:
-            self._note(
-                "device.died",
-                device=device.name,
-                generation=device.generation,
-                reason=reason,
-            )
-
-    def _device_changed(self, device: DeviceSlot, event: DeviceEvent) -> None:
-        if event is DeviceEvent.GIVE_UP:
-            self._lifecycle.device_failed(device)
-            self._note("device.failed", device=device.name, reason=device.reason)
-            self._give_up_if_hopeless()
-        elif event is DeviceEvent.SPAWN:
-            self._note(
-                "device.starting", device=device.name, generation=device.generation
-            )
-        self._changed()
-
-    def _device_spoke(self, device: DeviceSlot, message: LinkUp) -> None:
-        if isinstance(message, Fault):
-            self._mark_poisoned(device, message)
-        else:
-            self._lifecycle.message(device, message)
-
-    def _mark_poisoned(self, device: DeviceSlot, fault: Fault) -> None:
-        self._journal.error(
-            "model marked poisoned",
-            event="model.poisoned",
-            device=device.name,
-            model=fault.model,
-            fault=f"{fault.fault_class}: {fault.type}",
-            code=fault.code,
-            generation=fault.generation,
-            request=",".join(map(str, fault.requests)),
-            cause=" <- ".join(fault.chain),
-        )
-
     def _give_up_if_hopeless(self) -> None:
         """The last rung: a new start may have more luck (S13)."""
         states = {device.state for device in self._devices}
@@ -331,12 +239,6 @@ class Supervisor:
             self._journal.error("every device was taken out", event="node.hopeless")
             self._exit_code = EXIT_RESTART
             self._wanted_stop.set()
-
-    def _worker_attached(self, worker: WorkerLink) -> None:
-        self._rings.worker_attached(worker)
-
-    def _worker_lost(self, worker: WorkerLink) -> None:
-        self._rings.worker_lost(worker)
 
     def _zygote_died(self, how: Exit | OSError) -> None:
         self._child_died("zygote", how)
@@ -348,7 +250,6 @@ class Supervisor:
         if self._is_stopping:
             return
         self._restarts[name] += 1
-        self._journal.error(f"{name} ended: {how}", event=f"{name}.died")
         self._note(f"{name}.died", reason=str(how))
         if isinstance(how, Exit) and how.meaning == "permanent":
             self._exit_code = EXIT_PERMANENT
@@ -368,40 +269,22 @@ class Supervisor:
         words = "SIGHUP is ignored: the configuration is read at a start only"
         self._journal.warning(words, event="node.reload")
 
-    def _note(self, kind: str, **fields: Any) -> None:
-        """Into the event log, to the followers, and to the journal."""
-        self._operators.tell_event(self._given.events.append(kind, **fields))
-        say = self._journal.warning if _is_bad(kind) else self._journal.info
-        say(kind.replace(".", " ").replace("_", " "), event=kind, **fields)
-
     # ---- the end
 
     async def _stop(self) -> None:
-        self._is_stopping = True
+        self._is_stopping = self._device_events.is_stopping = True
         notify(STOPPING=1, STATUS="stopping")
         self._note("node.stopping")
         self._publisher.now()
         self._given.launch.sockets.http.close()  # else connections queue for nobody
         await self._lifecycle.stop()
         await end([self._frontend], self._config.limits.drain_s + _CUT_S)
-        await self._stop_devices()
+        await stop_devices(self._devices, _DEVICE_STOP_S)
         others = [self._metrics]
         if self._gpus.keeper.pid is not None:
             others.append(self._gpus.keeper)
         await end(others, _LAST_S)
         await self._forker.stop()
-
-    async def _stop_devices(self) -> None:
-        for device in self._devices:
-            device.stop()
-        gone = asyncio.gather(*[device.gone.wait() for device in self._devices])
-        try:
-            await asyncio.wait_for(gone, _DEVICE_STOP_S)
-        except TimeoutError:
-            for device in self._devices:
-                device.stop_hard()
-            waits = [device.gone.wait() for device in self._devices]
-            await asyncio.wait([self._loop.create_task(w) for w in waits], timeout=2.0)
 
     def _close(self) -> None:
         self._publisher.close()
@@ -411,14 +294,3 @@ class Supervisor:
         self._reaper.close()
         self._journal.close()
         self._given.launch.sockets.metrics.close()
-
-
-def _stored(record: ModelRecord) -> dict[str, Any]:
-    """What a restart needs to load it again."""
-    spec = record.spec
-    names = ("source", "dtype", "quant", "context", "pinned", "priority")
-    return {name: getattr(spec, name) for name in names}
-
-
-def _is_bad(kind: str) -> bool:
-    return kind.endswith((".died", ".failed", "_failed"))
