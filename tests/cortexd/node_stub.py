@@ -286,6 +286,13 @@ class NodeStub:
         await asyncio.sleep(60)
         return False
 
+    async def _hold_the_frame(self, _request: Request, writer: Any) -> bool:
+        """A head, half a frame, and then nothing."""
+        await _begin(writer)
+        await _chunk(writer, role()[:20])
+        await asyncio.sleep(60)
+        return False
+
     async def _no_frame(self, _request: Request, writer: Any) -> bool:
         """Close between the head and the first frame."""
         await _begin(writer)

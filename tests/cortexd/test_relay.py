@@ -317,7 +317,7 @@ def test_s41_s51_what_a_node_lets_slip_stays_here(
 # ---- clients that leave -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chat", ["fall_silent", "hang"])
+@pytest.mark.parametrize("chat", ["fall_silent", "hang", "hold_the_frame"])
 def test_s09_a_client_that_leaves_frees_the_node(
     node: NodeStub, gateway: Gateway, chat: str
 ) -> None:

@@ -281,8 +281,11 @@ def test_who_does_not_read_makes_the_node_wait(node: NodeStub) -> None:
         answer = await pool.request(STREAM, PATIENCE)
         while not answer._used._is_paused:
             await asyncio.sleep(0.01)
-        first = await answer.read()
-        assert 0 < len(first) < 4 << 20
+        held = answer._used._buffered_bytes
+        for _ in range(10):
+            await asyncio.sleep(0.01)
+            assert answer._used._buffered_bytes == held
+        assert len(await answer.read()) == held
         size = 0
         while size < 8 << 20:  # and reading makes it go on
             size += len(await answer.read())
