@@ -21,26 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from ipc.errors import ClientError, DeviceFault, HostError, ServiceError, from_wire
-from ipc.messages import (
-    LinkUp,
-    Load,
-    Loaded,
-    LoadFailed,
-    LoadProgress,
-    Unload,
-    Unloaded,
-)
+from ipc.messages import LinkUp, Loaded, LoadFailed, LoadProgress, Unload, Unloaded
 from neurond import admission, sources
 from neurond.config import Model
 from neurond.converter import Converter
 from neurond.deviceslot import DeviceSlot
 from neurond.modelrecord import ModelRecord, new_progress
-from neurond.stages import WITH_CONVERSION, Progress
+from neurond.placement import Placement, is_used
+from neurond.preparation import Preparation
 from neurond.states import DeviceState, ModelEvent, ModelStatus
 
 _MOST_LOAD_DEATHS = 2
 _POLL_S = 0.05
-_WAITING = (DeviceState.ABSENT, DeviceState.STARTING, DeviceState.BACKOFF)
 _LOADING = (ModelStatus.LOADING, ModelStatus.CONVERTING)
 
 
@@ -69,28 +61,32 @@ class Lifecycle:
         self._effects = effects
         self._load_deadline_s = load_deadline_s
         self._drain_s = drain_s
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._placement = Placement(effects.devices, self.records)
+        self._preparation = Preparation(
+            effects.converter, effects.cache, effects.changed
+        )
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     # ---- orders
 
     def load(self, model: str, given: Mapping[str, Any]) -> ModelRecord:
         """Begin a load, or join what is under way. Raises ClientError."""
-        record = self._record(model, given)
+        sources.check_id(model)
+        record = self.records.get(model) or _record(model, given)
         if record.is_wanted:
             return record
         if record.status is ModelStatus.UNLOADING:
             raise ClientError(
                 f"model {model} is being unloaded", code="version_conflict"
             )
-        changes = {k: v for k, v in given.items() if k not in ("devices",)}
-        record.respecify(**changes)
         known = [device.name for device in self._effects.devices()]
-        wanted = given.get("devices") or ()
-        allowed = admission.allowed(tuple(wanted), known)
+        allowed = admission.allowed(tuple(given.get("devices") or ()), known)
+        record.respecify(**{k: v for k, v in given.items() if k != "devices"})
+        self.records[model] = record
         record.begin(new_progress())
         record.move(ModelEvent.LOAD)
         self._begun(record, "model.loading")
-        self._spawn(self._load(record, allowed))
+        self._work_on(record, self._load(record, allowed))
         return record
 
     def unload(self, model: str) -> ModelRecord:
@@ -106,11 +102,10 @@ class Lifecycle:
             record.error, record.reason, record.done = None, "", None
             self._moved()
             return record
-        if record.is_busy:  # whoever waits for the load hears that it is over
-            record.done.set_exception(_was_unloaded(model))  # type: ignore[union-attr]
+        record.break_off(_was_unloaded(model))
         record.begin_wait()
         self._begun(record, "model.unloading")
-        self._spawn(self._unload(record))
+        self._work_on(record, self._unload(record))
         return record
 
     async def wait(self, record: ModelRecord, timeout_s: float) -> None:
@@ -119,36 +114,37 @@ class Lifecycle:
             await asyncio.wait_for(asyncio.shield(record.done), timeout_s)
 
     async def stop(self) -> None:
-        for task in self._tasks:
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # ---- what devices say
 
     def device_hello(self, device: DeviceSlot) -> None:
         """Load again what it had; it serves when all of it is back."""
-        for record in self._placed_on(device):
+        for record in self._placement.on(device):
             self._send_load(record, device)
         self._serve_if_whole(device)
 
     def device_lost(self, device: DeviceSlot, reason: str) -> None:
-        for record in self._placed_on(device):
+        """What was being unloaded is gone with it; the rest comes back, if it can."""
+        for record in self._placement.on(device):
             was_loading = record.status in _LOADING
             record.move(ModelEvent.DEVICE_LOST)
             record.reason = reason
             record.loaded = None
+            self._moved()
             if record.status is ModelStatus.UNLOADED:
-                record.devices.clear()
-                record.end()
+                self._settle(record)
             elif was_loading:
                 self._count_load_death(record, device, reason)
             else:
                 record.progress = new_progress()
-        self._moved()
 
     def device_failed(self, device: DeviceSlot) -> None:
         """It won't come back by itself: nor will its models."""
-        for record in self._placed_on(device):
+        for record in self._placement.on(device):
             text = f"device {device.name} was taken out: {device.reason}"
             self._failed(record, DeviceFault(text, code="device_failed"))
 
@@ -168,19 +164,10 @@ class Lifecycle:
 
     # ---- loading
 
-    def _record(self, model: str, given: Mapping[str, Any]) -> ModelRecord:
-        sources.check_id(model)
-        if model not in self.records:
-            source = given.get("source")
-            if not isinstance(source, str) or not source:
-                raise _unknown(model)
-            self.records[model] = ModelRecord(Model(model, source))
-        return self.records[model]
-
     async def _load(self, record: ModelRecord, allowed: tuple[str, ...]) -> None:
         try:
-            await asyncio.wait_for(self._prepare(record), self._load_deadline_s)
-            device = await self._find_device(record, allowed)
+            await asyncio.wait_for(self._preparation.run(record), self._load_deadline_s)
+            device = await self._placement.find(record, allowed, self._load_deadline_s)
         except TimeoutError:
             text = "the model's files could not be made ready in time"
             self._failed(record, HostError(text, code="load_failed"))
@@ -191,81 +178,12 @@ class Lifecycle:
             chain = (f"{type(error).__name__}: {error}",)
             self._failed(record, HostError(text, code="load_failed", chain=chain))
         else:
-            if record.status is ModelStatus.LOADING:
-                record.devices = [device.name]
-                self._send_load(record, device)
-                self._effects.changed()
-
-    async def _prepare(self, record: ModelRecord) -> None:
-        """A folder that can be loaded, and how many bytes it will hold."""
-        loop = asyncio.get_running_loop()
-        cache = self._effects.cache
-        source = await loop.run_in_executor(None, sources.resolve, record.spec, cache)
-        record.digest = source.digest
-        if source.kind == "fake":
-            from neurond.device.fakemodel import build
-
-            context = record.spec.context
-            build(source.folder, **({"context": context} if context else {}))
-            told = record.spec.options.get("memory_bytes", 0)
-            record.needed_bytes = int(told)
-        elif source.kind == "gguf" and not sources.is_converted(source):
-            await self._convert(record, source)
-        record.folder = str(source.folder)
-        if source.kind != "fake":
-            record.needed_bytes = sources.weight_bytes(source.folder)
-
-    async def _convert(self, record: ModelRecord, source: sources.Source) -> None:
-        assert source.file is not None
-        progress = record.progress = Progress(WITH_CONVERSION, time.monotonic())
-        record.move(ModelEvent.CONVERT)
-        self._effects.changed()
-
-        def on_progress(done: int, total: int) -> None:
-            progress.report("converting", done, total)
+            record.devices = [device.name]
+            self._send_load(record, device)
             self._effects.changed()
 
-        source.folder.parent.mkdir(parents=True, exist_ok=True)
-        await self._effects.converter.convert(source.file, source.folder, on_progress)
-        if record.status is ModelStatus.CONVERTING:
-            record.move(ModelEvent.LOAD)
-
-    async def _find_device(
-        self, record: ModelRecord, allowed: tuple[str, ...]
-    ) -> DeviceSlot:
-        """One that is up and has room; waits for devices that are coming up."""
-        deadline_s = time.monotonic() + self._load_deadline_s
-        while time.monotonic() < deadline_s:
-            slots = [d for d in self._effects.devices() if d.name in allowed]
-            ready = [slot for slot in slots if slot.is_up]
-            if not ready and any(slot.state in _WAITING for slot in slots):
-                await asyncio.sleep(_POLL_S)
-                continue
-            if not ready:
-                raise DeviceFault("every device was taken out", code="device_failed")
-            rooms = [self._room(slot) for slot in ready]
-            chosen = admission.place(record.spec.id, record.needed_bytes, rooms)
-            return next(slot for slot in ready if slot.name == chosen)
-        raise HostError("no device came up in time", code="load_failed")
-
-    def _room(self, device: DeviceSlot) -> admission.Room:
-        placed = self._placed_on(device)
-        reserved = sum(r.needed_bytes for r in placed if r.loaded is None)
-        free_bytes = device.memory_free_bytes() - reserved
-        return admission.Room(device.name, free_bytes, len(placed))
-
     def _send_load(self, record: ModelRecord, device: DeviceSlot) -> None:
-        spec = record.spec
-        device.send(
-            Load(
-                model=spec.id,
-                folder=record.folder,
-                dtype=spec.dtype,
-                quant=spec.quant,
-                context=spec.context,
-                options=dict(spec.options),
-            )
-        )
+        device.send(record.load_message())
 
     # ---- outcomes
 
@@ -288,7 +206,10 @@ class Lifecycle:
         self._serve_if_whole(device)
 
     def _failed(self, record: ModelRecord, error: ServiceError) -> None:
+        before = record.status
         record.move(ModelEvent.FAILED)
+        if record.status is before:
+            return  # it had ended already
         if record.status is ModelStatus.UNLOADED:
             self._settle(record)
             return
@@ -319,15 +240,16 @@ class Lifecycle:
     def _settle(self, record: ModelRecord) -> None:
         record.devices.clear()
         record.loaded = record.progress = None
+        record.reason = ""
         record.end()
         self._effects.note("model.unloaded", model=record.spec.id)
         self._moved()
 
     async def _unload(self, record: ModelRecord) -> None:
         """Requests that run may end; then the device lets go."""
-        slots = [d for d in self._effects.devices() if d.name in record.devices]
+        slots = self._placement.of(record)
         deadline_s = time.monotonic() + self._drain_s
-        while _is_used(record.spec.id, slots) and time.monotonic() < deadline_s:
+        while is_used(record.spec.id, slots) and time.monotonic() < deadline_s:
             await asyncio.sleep(_POLL_S)
         if not slots:
             self._unloaded(record)
@@ -337,13 +259,10 @@ class Lifecycle:
     # ---- small things
 
     def _serve_if_whole(self, device: DeviceSlot) -> None:
-        waiting = [r for r in self._placed_on(device) if r.loaded is None]
+        waiting = [r for r in self._placement.on(device) if r.loaded is None]
         is_starting = device.state is DeviceState.STARTING and device.has_said_hello
         if is_starting and not waiting:
             device.serving()
-
-    def _placed_on(self, device: DeviceSlot) -> list[ModelRecord]:
-        return [r for r in self.records.values() if device.name in r.devices]
 
     def _begun(self, record: ModelRecord, kind: str) -> None:
         self._effects.note(kind, model=record.spec.id)
@@ -353,16 +272,19 @@ class Lifecycle:
         self.residency += 1
         self._effects.changed()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _work_on(self, record: ModelRecord, work: Coroutine[Any, Any, None]) -> None:
+        """In the background; what was under way for the model is overtaken by it."""
+        model = record.spec.id
+        if model in self._tasks:
+            self._tasks[model].cancel()
+        self._tasks[model] = asyncio.get_running_loop().create_task(work)
 
 
-def _is_used(model: str, slots: list[DeviceSlot]) -> bool:
-    views = [view for slot in slots if (view := slot.view()) is not None]
-    rows = [row for view in views for row in view.models if row.name == model]
-    return any(row.running + row.queued for row in rows)
+def _record(model: str, given: Mapping[str, Any]) -> ModelRecord:
+    source = given.get("source")
+    if not source:
+        raise _unknown(model)
+    return ModelRecord(Model(model, source))
 
 
 def _unknown(model: str) -> ClientError:

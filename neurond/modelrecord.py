@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ipc.errors import ServiceError, cause_chain
-from ipc.messages import Loaded
+from ipc.messages import Load, Loaded
 from neurond.config import Model
 from neurond.stages import PLAIN, Progress
 from neurond.states import ModelEvent, ModelStatus, next_model_status
@@ -85,6 +85,10 @@ class ModelRecord:
         self.progress = None
         self.loaded = None
         self.devices.clear()
+        self.break_off(error)
+
+    def break_off(self, error: ServiceError) -> None:
+        """Whoever waits hears why."""
         if self.is_busy and self.done is not None:
             self.done.set_exception(error)
 
@@ -95,6 +99,18 @@ class ModelRecord:
     def respecify(self, **changes: Any) -> None:
         """What a load order says beyond the configuration."""
         self.spec = replace(self.spec, **changes)
+
+    def load_message(self) -> Load:
+        """What its device is sent."""
+        spec = self.spec
+        return Load(
+            model=spec.id,
+            folder=self.folder,
+            dtype=spec.dtype,
+            quant=spec.quant,
+            context=spec.context,
+            options=dict(spec.options),
+        )
 
     def order(self) -> dict[str, Any]:
         """What a restart needs to load it again."""

@@ -1,0 +1,70 @@
+"""Which models are on which device, and where the next one goes.
+
+Supervisor; looks at records and devices, changes neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from ipc.errors import DeviceFault, HostError
+from neurond import admission
+from neurond.deviceslot import DeviceSlot
+from neurond.modelrecord import ModelRecord
+from neurond.states import DeviceState
+
+_POLL_S = 0.05
+_COMING = (
+    DeviceState.ABSENT,
+    DeviceState.STARTING,
+    DeviceState.DYING,
+    DeviceState.BACKOFF,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    devices: Callable[[], Iterable[DeviceSlot]]
+    records: Mapping[str, ModelRecord]
+
+    def on(self, device: DeviceSlot) -> list[ModelRecord]:
+        return [r for r in self.records.values() if device.name in r.devices]
+
+    def of(self, record: ModelRecord) -> list[DeviceSlot]:
+        return [d for d in self.devices() if d.name in record.devices]
+
+    async def find(
+        self, record: ModelRecord, allowed: tuple[str, ...], timeout_s: float
+    ) -> DeviceSlot:
+        """One that is up and has room; waits for devices that are coming up."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            slots = [device for device in self.devices() if device.name in allowed]
+            ready = [slot for slot in slots if slot.is_up]
+            if ready:
+                return self._roomiest(record, ready)
+            if not any(slot.state in _COMING for slot in slots):
+                raise DeviceFault("every device was taken out", code="device_failed")
+            await asyncio.sleep(_POLL_S)
+        raise HostError("no device came up in time", code="load_failed")
+
+    def _roomiest(self, record: ModelRecord, ready: list[DeviceSlot]) -> DeviceSlot:
+        rooms = [self._room(slot) for slot in ready]
+        chosen = admission.place(record.spec.id, record.needed_bytes, rooms)
+        return next(slot for slot in ready if slot.name == chosen)
+
+    def _room(self, device: DeviceSlot) -> admission.Room:
+        placed = self.on(device)
+        reserved = sum(r.needed_bytes for r in placed if r.loaded is None)
+        free_bytes = device.memory_free_bytes() - reserved
+        return admission.Room(device.name, free_bytes, len(placed))
+
+
+def is_used(model: str, slots: Iterable[DeviceSlot]) -> bool:
+    """Requests run on it or wait for it."""
+    views = [view for slot in slots if (view := slot.view()) is not None]
+    rows = [row for view in views for row in view.models if row.name == model]
+    return any(row.running + row.queued for row in rows)

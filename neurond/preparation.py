@@ -1,0 +1,65 @@
+"""From a model's source to a folder that a device can load.
+
+Supervisor. Reading the disk happens in an executor, a conversion in a process of its
+own; here stands only who waits for what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from neurond import sources
+from neurond.converter import Converter
+from neurond.modelrecord import ModelRecord
+from neurond.stages import WITH_CONVERSION, Progress
+from neurond.states import ModelEvent, ModelStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """`changed` is called when a record moves on."""
+
+    converter: Converter
+    cache: Path
+    changed: Callable[[], None]
+
+    async def run(self, record: ModelRecord) -> None:
+        """The record has its folder and what it will hold. Raises ServiceError."""
+        loop = asyncio.get_running_loop()
+        spec = record.spec
+        source = await loop.run_in_executor(None, sources.resolve, spec, self.cache)
+        record.digest = source.digest
+        if source.kind == "fake":
+            _build_fake(record, source.folder)
+            return
+        if source.file is not None and not sources.is_converted(source):
+            await self._convert(record, source.file, source.folder)
+        record.folder = str(source.folder)
+        record.needed_bytes = sources.weight_bytes(source.folder)
+
+    async def _convert(self, record: ModelRecord, file: Path, folder: Path) -> None:
+        progress = record.progress = Progress(WITH_CONVERSION, time.monotonic())
+        record.move(ModelEvent.CONVERT)
+        self.changed()
+
+        def on_progress(done: int, total: int) -> None:
+            progress.report("converting", done, total)
+            self.changed()
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        await self.converter.convert(file, folder, on_progress)
+        if record.status is ModelStatus.CONVERTING:
+            record.move(ModelEvent.LOAD)
+
+
+def _build_fake(record: ModelRecord, folder: Path) -> None:
+    from neurond.device.fakemodel import build
+
+    context = record.spec.context
+    build(folder, **({"context": context} if context else {}))
+    record.folder = str(folder)
+    record.needed_bytes = int(record.spec.options.get("memory_bytes", 0))
