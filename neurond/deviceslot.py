@@ -1,9 +1,8 @@
-"""One device and its process, life after life.
+"""One device, life after life.
 
-Supervisor. Owns the state (`states.DEVICE`), the status page and the link of the
-process that runs now, and the counters of those that ran before. It spawns, watches,
-kills and respawns; what a device is for (models, rings) is its owner's business, told
-by callbacks:
+Supervisor. Owns the state (`states.DEVICE`), the present `DeviceProcess` and the
+counters of those before. It spawns, watches, kills and respawns; what a device is for
+(models, rings) is its owner's business, told by callbacks:
 
     fork ─▶ Hello ─▶ on_hello (owner reloads models) ─▶ serving() ─▶ on_up
     exit ─▶ last words read ─▶ on_down ─▶ pause ─▶ fork, generation + 1
@@ -15,16 +14,15 @@ Invariant: death is the pidfd, never an opinion; nothing of generation g is used
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ipc.child import Child, Exit, Reaper
-from ipc.link import Link, LinkClosed, LinkFull, create_link
-from ipc.messages import Fault, Hello, LinkDown, LinkUp, MessageError, Stop
-from ipc.status import PageView, Phase, StatusReader, create_page
+from ipc.child import Exit, Reaper
+from ipc.messages import Fault, Hello, LinkDown, LinkUp, Stop
+from ipc.status import PageView, Phase
+from neurond.deviceprocess import DeviceProcess, Listener
 from neurond.discovery import DeviceSpec
 from neurond.forker import Forker, ForkFailed
 from neurond.odometer import Odometer
@@ -36,10 +34,10 @@ from neurond.states import (
     pause_s,
 )
 
-_SEND_TIMEOUT_S = 0.05
 _KILL_TIMEOUT_S = 10.0
 _TICKS_OVERDUE = 2
 _LIVING = (DeviceState.STARTING, DeviceState.READY)
+_OVER = (DeviceState.STOPPING, DeviceState.STOPPED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,25 +73,23 @@ class DeviceSlot:
         self.last_fault: dict[str, Any] | None = None
         self.odometer = Odometer()
         self.memory_total_bytes = spec.memory_total_bytes
-        self._hello: Hello | None = None
+        self.gone = asyncio.Event()
         self._settings = settings
         self._owner = owner
         self._forker = forker
         self._reaper = reaper
         self._boot_deadline_s = boot_deadline_s
         self._loop = asyncio.get_running_loop()
-        self._child: Child | None = None
-        self._link: Link | None = None
-        self._reader: StatusReader | None = None
-        self._page_fd = -1
+        self._process: DeviceProcess | None = None
+        self._hello: Hello | None = None
         self._born_s = 0.0
         self._killed_s = 0.0
         self._overdue = 0
         self._num_unproductive = 0
+        self._num_failed_forks = 0
         self._is_end_ordered = False
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
-        self.gone = asyncio.Event()
 
     # ---- what is
 
@@ -103,7 +99,7 @@ class DeviceSlot:
 
     @property
     def pid(self) -> int | None:
-        return self._child.pid if self._child else None
+        return self._process.pid if self._process else None
 
     @property
     def is_up(self) -> bool:
@@ -115,7 +111,7 @@ class DeviceSlot:
 
     def view(self) -> PageView | None:
         """The status page now; None while there is no process."""
-        return self._reader.read() if self._reader else None
+        return self._process.view() if self._process else None
 
     def memory_free_bytes(self) -> int:
         view = self.view()
@@ -133,8 +129,11 @@ class DeviceSlot:
         self._move(DeviceEvent.SPAWN)
         self._hello = None
         self._is_end_ordered = False
+        self._overdue = 0
         self._born_s = time.monotonic()
-        self._task = self._loop.create_task(self._fork())
+        listener = Listener(self._take, self._nonsense, self._exited)
+        process = self._process = DeviceProcess(self._reaper, listener)
+        self._task = self._loop.create_task(self._start(process))
 
     def serving(self) -> None:
         """Its models are back; requests may come."""
@@ -143,22 +142,16 @@ class DeviceSlot:
 
     def send(self, message: LinkDown, fds: tuple[int, ...] = ()) -> None:
         """Nothing happens when it is dead; one that doesn't read is killed."""
-        if self._link is None:
-            return
-        try:
-            self._link.send(message, fds, timeout_s=_SEND_TIMEOUT_S)
-        except LinkClosed:
-            pass  # its exit is on the way to us
-        except LinkFull:
+        if self._process is not None and not self._process.send(message, fds):
             self.kill("it doesn't read its orders")
 
     def kill(self, reason: str) -> None:
         """SIGKILL; what follows, follows from its exit."""
-        if self._child is None or self.state not in _LIVING:
+        if self._process is None or self.state not in _LIVING:
             return
         self.reason = reason
         self._killed_s = time.monotonic()
-        self._child.kill()
+        self._process.kill()
         self._move(DeviceEvent.KILL)
 
     def respawn(self, reason: str) -> None:
@@ -178,12 +171,13 @@ class DeviceSlot:
             self._timer.cancel()
         self.send(Stop())
         self._move(DeviceEvent.STOP)
-        if self._child is None:
+        if self.pid is None:  # a fork under way gives up by itself
+            self._close_process()
             self.gone.set()
 
     def stop_hard(self) -> None:
-        if self._child is not None:
-            self._child.kill()
+        if self._process is not None:
+            self._process.kill()
 
     def tick(self, *, late: bool) -> None:
         """Kill what is past a deadline at two ticks in a row, unless we were late."""
@@ -209,62 +203,29 @@ class DeviceSlot:
         """A process in uninterruptible sleep is written off, not waited for (S38)."""
         if time.monotonic() > self._killed_s + _KILL_TIMEOUT_S:
             self.reason = "SIGKILL has no effect"
-            generation_reason = self.reason
-            self._close_life()
+            self._close_process()
+            self._owner.on_down(self, self.reason)
             self._move(DeviceEvent.GIVE_UP)
-            self._owner.on_down(self, generation_reason)
 
-    # ---- one life
+    # ---- what the process says; one of a past life is not heard
 
-    async def _fork(self) -> None:
-        ours, theirs = create_link()
-        page_fd = create_page()
-        settings = {
-            **self._settings,
-            "kind": self.spec.kind,
-            "generation": self.generation,
-        }
-        order = ("device", self.name, settings)
-        fds = (theirs.fileno(), page_fd)
-        self._link, self._page_fd = ours, page_fd
-        self._reader = StatusReader(page_fd)
+    async def _start(self, process: DeviceProcess) -> None:
+        told = {"kind": self.spec.kind, "generation": self.generation}
+        order = ("device", self.name, {**self._settings, **told})
         try:
-            child = await self._forker.fork(order, fds, self._boot_deadline_s)
+            await process.start(self._forker, order, self._boot_deadline_s)
         except ForkFailed as error:
-            self._ended(f"it could not be started: {error}")
-            return
-        finally:
-            theirs.close()
-        self._child = child
-        self._reaper.watch(child, self._on_exit)
-        if self.state is DeviceState.STOPPING:
-            child.kill()
-            return
-        self._loop.add_reader(ours.fileno(), self._read_link)
+            if process is self._process:
+                self._num_failed_forks += 1
+                self._ended(f"it could not be started: {error}")
 
-    def _read_link(self) -> None:
-        """Everything that has come; EOF is left to the pidfd."""
-        link = self._link
-        while link is not None and link is self._link:
-            try:
-                received = link.receive()
-            except LinkClosed:
-                self._loop.remove_reader(link.fileno())
-                return
-            except MessageError:
-                self.kill("it talks nonsense on its link")
-                return
-            if received is None:
-                return
-            message, fds = received
-            for fd in fds:
-                os.close(fd)  # a device has none to give
-            self._take(message)  # type: ignore[arg-type]  # an up message or a bug
-
-    def _take(self, message: LinkUp) -> None:
+    def _take(self, process: DeviceProcess, message: LinkUp) -> None:
+        if process is not self._process:
+            return
         match message:
             case Hello():
                 self._hello = message
+                self._num_failed_forks = 0
                 self.memory_total_bytes = message.memory_total_bytes
                 self._owner.on_hello(self)
             case Fault():
@@ -279,58 +240,53 @@ class DeviceSlot:
             case _:
                 self._owner.on_message(self, message)
 
-    def _on_exit(self, _child: Child, end: Exit) -> None:
-        self._read_link()  # its last words
-        self.reason = self.reason or str(end)
-        self._ended(self.reason)
+    def _nonsense(self, process: DeviceProcess, _cause: str) -> None:
+        if process is self._process:
+            self.kill("it talks nonsense on its link")
+
+    def _exited(self, process: DeviceProcess, end: Exit) -> None:
+        if process is not self._process:
+            return  # it was written off
+        process.read()  # its last words
+        self._charge(process.view())
+        self._ended(self.reason or str(end))
+
+    # ---- the end of a life
 
     def _ended(self, reason: str) -> None:
         self.reason = reason
-        view = self.view()
-        self._close_life()
-        stopping = self.state in (DeviceState.STOPPING, DeviceState.STOPPED)
-        if not stopping:
+        self._close_process()
+        if self.state not in _OVER:
             self.deaths += 1
-            self._charge(view)
-        if self.state is not DeviceState.FAILED:
-            self._owner.on_down(self, reason)
+        self._owner.on_down(self, reason)
         self._move(DeviceEvent.EXITED)
         if self.state is DeviceState.STOPPED:
             self.gone.set()
         elif self.state is DeviceState.BACKOFF:
             self._next_life()
 
-    def _charge(self, view: PageView | None) -> None:
-        if view and view.counters["emitted_tokens_total"]:
+    def _charge(self, last: PageView) -> None:
+        if last.counters["emitted_tokens_total"]:
             self._num_unproductive = 0
         elif not self._is_end_ordered:
             self._num_unproductive += 1
 
     def _next_life(self) -> None:
+        """A fork that failed says nothing about the device, but isn't hurried."""
         if is_hopeless(self._num_unproductive):
-            self.reason = (
-                f"{self._num_unproductive} lives without a token: {self.reason}"
-            )
+            lives = f"{self._num_unproductive} lives without a token"
+            self.reason = f"{lives}: {self.reason}"
             self._move(DeviceEvent.GIVE_UP)
         else:
-            self._schedule(pause_s(self._num_unproductive))
+            self._schedule(pause_s(self._num_unproductive + self._num_failed_forks))
 
     def _schedule(self, delay_s: float) -> None:
         self._timer = self._loop.call_later(delay_s, self.spawn)
 
-    def _close_life(self) -> None:
-        """Fold its counters; drop link, page and process."""
-        if self._reader is not None:
-            self.odometer.fold(self._reader.read())
-            self._reader.close()
-            os.close(self._page_fd)
-            self._reader = None
-        if self._link is not None:
-            self._loop.remove_reader(self._link.fileno())
-            self._link.close()
-            self._link = None
-        self._child = None
-        self._overdue = 0
+    def _close_process(self) -> None:
+        if self._process is not None:
+            self.odometer.fold(self._process.close())
+            self._process = None
 
     def _move(self, event: DeviceEvent) -> None:
         before = self.state
