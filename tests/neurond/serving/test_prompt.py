@@ -10,6 +10,7 @@ import pytest
 
 from ipc.errors import ClientError
 from neurond.device import fakemodel
+from neurond.serving import prompt
 from neurond.serving.prompt import ChatTemplate
 from neurond.serving.tokenizer import Segment, load
 from tests.neurond.serving.folders import CHATML, CONTROL
@@ -73,6 +74,14 @@ def test_a_template_without_end_is_stopped_in_time() -> None:
     started_s = time.monotonic()
     refusal(loop, limit_s=0.05)
     assert time.monotonic() - started_s < 2
+
+
+def test_time_that_other_processes_take_is_not_charged_to_a_template() -> None:
+    """A busy host once made a 422 of a harmless request."""
+    lines = compile("a = 1\nwait()\nb = 2\n", prompt._TEMPLATE_FILE, "exec")
+    names: dict[str, Any] = {"wait": lambda: time.sleep(0.2)}
+    prompt._within(0.05, lambda: str(exec(lines, names)))
+    assert names["b"] == 2
 
 
 def test_after_a_stopped_template_the_thread_is_not_traced_any_more() -> None:
