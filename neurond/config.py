@@ -103,8 +103,7 @@ class Model:
 
     def resolved(self, folder: Path) -> Model:
         """`folder` is what a relative source is relative to (S42)."""
-        is_relative = "/" in self.source and not self.source.startswith("/")
-        if not is_relative or self.source.startswith("embedded:"):
+        if self.source == "fake" or self.source.startswith(("/", "embedded:")):
             return self
         return replace(self, source=str(folder / self.source))
 

@@ -42,8 +42,8 @@ class Source:
 def known_models(config: Config) -> dict[str, Model]:
     """Every model that the configuration names, the embedded one included."""
     known = {EMBEDDED_ID: Model(EMBEDDED_ID, EMBEDDED_SOURCE)}
-    for path in _in_folders(config.models.folders):
-        known[path.stem] = Model(path.stem, str(path))
+    for name, path in _in_folders(config.models.folders):
+        known[name] = Model(name, str(path))
     known.update((model.id, model) for model in config.model)
     return known
 
@@ -81,11 +81,14 @@ def check_id(model: str) -> None:
         raise ClientError("model_id is no valid model name", param="model_id")
 
 
-def _in_folders(folders: tuple[Path, ...]) -> Iterator[Path]:
+def _in_folders(folders: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
+    """Whatever has a name that can be an id; a folder's may have dots (llama-3.1)."""
     for folder in folders:
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if path.suffix == ".gguf" or (path / "config.json").exists():
-                yield path
+            is_file = path.suffix == ".gguf"
+            name = path.stem if is_file else path.name
+            if is_model_id(name) and (is_file or (path / "config.json").exists()):
+                yield name, path
 
 
 def _embedded() -> Path:
