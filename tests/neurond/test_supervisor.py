@@ -6,18 +6,30 @@ One node for the whole file. Every test leaves it ready, with "tiny" on one devi
 
 from __future__ import annotations
 
-import itertools
 import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 
 from ipc.errors import ClientError
 from tests.harness import MODEL, Node
-from tests.httpclient import Stream, text_of
+from tests.httpclient import text_of
+from tests.neurond.lives import (
+    answers,
+    device_of,
+    events,
+    is_life,
+    last_event,
+    lives,
+    story_of,
+    until_some_text,
+    wait_for_generation,
+    wait_until_ready,
+)
 
 OTHER = "other"
 SLOW = "slow"
@@ -48,57 +60,6 @@ def device(node: Node) -> str:
     return device_of(node, MODEL)
 
 
-def device_of(node: Node, model: str) -> str:
-    name: str = node.model(model)["devices"][0]
-    return name
-
-
-def events(node: Node, since: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = node.control("events", since=since)["events"]
-    return found
-
-
-def last_event(node: Node) -> int:
-    found = events(node, 0)
-    return int(found[-1]["id"]) if found else 0
-
-
-def story_of(node: Node, device: str, since: int) -> list[tuple[str, int]]:
-    """What the event log says of a device: kind and generation."""
-    mine = [e for e in events(node, since) if e.get("device") == device]
-    return [(e["kind"], e["generation"]) for e in mine if "generation" in e]
-
-
-def wait_for_generation(node: Node, device: str, generation: int) -> None:
-    """Until that life of the device serves, and HTTP knows it."""
-    wait_until_ready(node, device, generation)
-    node.wait_ready()
-    for model in node.device(device)["models"]:
-        node.wait(lambda model=model: answers(node, model), f"{model} is silent")  # type: ignore[misc]
-
-
-def wait_until_ready(node: Node, device: str, generation: int) -> None:
-    def serves() -> bool:
-        fact = node.device(device)
-        return (fact["generation"], fact["state"]) == (generation, "ready")
-
-    node.wait(serves, f"{device} has no generation {generation}")
-
-
-def answers(node: Node, model: str = MODEL) -> bool:
-    reply = node.http.chat("hi", model=model)
-    return reply.status == 200 and reply.text == "echo: hi"
-
-
-def until_some_text(stream: Stream) -> Iterator[Any]:
-    """The stream's documents, with some of its text already read."""
-    documents = stream.data()
-    seen: list[Any] = []
-    while not text_of(seen):
-        seen.append(next(documents))
-    return itertools.chain(seen, documents)
-
-
 def test_a_killed_device_comes_back_one_generation_on_with_its_model(
     node: Node, device: str
 ) -> None:
@@ -122,7 +83,7 @@ def test_devices_outlive_the_zygote_and_a_new_one_serves_their_next_death(
     node: Node, device: str
 ) -> None:
     since = last_event(node)
-    before = {d["device"]: (d["pid"], d["generation"]) for d in node.facts()["devices"]}
+    before = lives(node)
     with node.http.stream("[[fake tokens=120 step_ms=5]]") as stream:
         rest = until_some_text(stream)
         zygote = node.kill("zygote")
@@ -130,8 +91,7 @@ def test_devices_outlive_the_zygote_and_a_new_one_serves_their_next_death(
     assert len(text_of(documents)) == 120
     assert documents[-1] == "[DONE]"
     node.wait(lambda: node.find("zygote").pid != zygote, "no new zygote")
-    after = {d["device"]: (d["pid"], d["generation"]) for d in node.facts()["devices"]}
-    assert after == before
+    assert lives(node) == before
     assert answers(node, MODEL)
     assert answers(node, OTHER)
     assert "zygote.died" in [e["kind"] for e in events(node, since)]
@@ -184,13 +144,11 @@ def test_each_way_to_die_is_told_apart_and_survived(
         assert (last["class"], last["type"]) == ("device", "AcceleratorError")
 
 
-def test_s02_s06_what_a_request_does_to_itself_costs_no_device(
-    node: Node, device: str
-) -> None:
-    before = (node.device(device)["pid"], node.device(device)["generation"])
+def test_s02_s06_what_a_request_does_to_itself_costs_no_device(node: Node) -> None:
+    before = lives(node)
     for fault in ("nan", "shape", "host_error"):
         assert node.http.chat(f"[[fake fault={fault}]]").status >= 500
-    assert (node.device(device)["pid"], node.device(device)["generation"]) == before
+    assert lives(node) == before
     assert answers(node)
 
 
@@ -211,8 +169,7 @@ def test_an_order_on_an_old_version_is_412_and_changes_nothing(node: Node) -> No
     old = node.http.get("/models").headers["etag"]
     assert node.http.post("/models/load", {"model_id": MEDIUM}).status == 200
     stale = {"if-match": old}
-    for order in ("unload", "load"):
-        model = MEDIUM if order == "unload" else SLOW
+    for order, model in (("unload", MEDIUM), ("load", SLOW)):
         reply = node.http.post(f"/models/{order}", {"model_id": model}, stale)
         assert reply.status == 412, order
     assert node.model(MEDIUM)["status"] == "loaded"
@@ -244,7 +201,8 @@ def test_a_model_whose_load_kills_twice_is_failed_and_its_device_serves(
     first = node.device(device)["generation"]
     node.control("load", model_id=SLOW, devices=[device], wait=False)
     for life in (first, first + 1):
-        node.wait(lambda life=life: is_loading(node, device, life), "no load begins")  # type: ignore[misc]
+        loads = partial(is_life, node, device, life, phase="load")
+        node.wait(loads, "no load begins")
         assert node.model(SLOW)["status"] == "loading"
         node.kill(f"device {device}")
     node.wait(lambda: node.model(SLOW)["status"] == "failed", "it is tried for ever")
@@ -256,29 +214,24 @@ def test_a_model_whose_load_kills_twice_is_failed_and_its_device_serves(
     assert node.device(device)["models"] == [OTHER]
 
 
-def is_loading(node: Node, device: str, generation: int) -> bool:
-    fact = node.device(device)
-    return (fact["generation"], fact["phase"]) == (generation, "load")
-
-
 def test_s17_five_lives_without_a_token_take_a_device_out_and_nothing_else(
     node: Node, device: str
 ) -> None:
     victim = device_of(node, OTHER)
-    healthy = (node.device(device)["pid"], node.device(device)["generation"])
+    healthy = lives(node)[device]
     assert answers(node, OTHER)  # its next death is no unproductive one
     killed = 0
     deaths = node.device(victim)["deaths_total"]
     while node.device(victim)["state"] != "failed":
         node.kill(f"device {victim}")
         killed += 1
-        died = deaths + killed
-        node.wait(lambda died=died: is_over(node, victim, died), "it stays away")  # type: ignore[misc]
+        over = partial(is_over, node, victim, deaths + killed)
+        node.wait(over, "it stays away")
     assert killed == 6
     assert "5 lives without a token" in node.device(victim)["reason"]
     assert node.facts()["state"] == "impaired"
     assert answers(node, MODEL)
-    assert (node.device(device)["pid"], node.device(device)["generation"]) == healthy
+    assert lives(node)[device] == healthy
     assert node.model(OTHER)["status"] == "failed"
     assert node.http.chat(model=OTHER).status == 503
 
