@@ -1,4 +1,4 @@
-"""What tests ask of a node whose devices die: which life, what happened, who answers."""
+"""What tests ask of a node whose devices die: which life, what happened, who talks."""
 
 from __future__ import annotations
 
