@@ -18,9 +18,10 @@ from neurond.config import Config
 from neurond.desired import Desired
 from neurond.deviceslot import DeviceSlot, Owner
 from neurond.discovery import DeviceSpec
+from neurond.effects import Effects
 from neurond.forker import Forker
 from neurond.launch import Launch
-from neurond.lifecycle import Effects, Lifecycle
+from neurond.lifecycle import Lifecycle
 from neurond.rings import Rings
 from neurond.sources import known_models
 from neurond.unixlisteners import Listeners

@@ -15,36 +15,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from ipc.errors import ClientError, DeviceFault, HostError, ServiceError, from_wire
 from ipc.messages import LinkUp, Loaded, LoadFailed, LoadProgress, Unload, Unloaded
 from neurond import admission, sources
 from neurond.config import Model
-from neurond.converter import Converter
 from neurond.deviceslot import DeviceSlot
-from neurond.modelrecord import ModelRecord, new_progress
+from neurond.effects import Effects
+from neurond.modelrecord import (
+    ModelRecord,
+    new_progress,
+    new_record,
+    strangers,
+    unknown,
+)
 from neurond.placement import Placement, is_used
 from neurond.preparation import Preparation
 from neurond.states import DeviceState, ModelEvent, ModelStatus
 
 _MOST_LOAD_DEATHS = 2
+_MOST_STRANGERS = 16
 _POLL_S = 0.05
 _LOADING = (ModelStatus.LOADING, ModelStatus.CONVERTING)
-
-
-@dataclass(frozen=True, slots=True)
-class Effects:
-    """What a lifecycle acts through."""
-
-    devices: Callable[[], Iterable[DeviceSlot]]
-    converter: Converter
-    cache: Path
-    note: Callable[..., None]
-    changed: Callable[[], None]
 
 
 class Lifecycle:
@@ -72,7 +66,7 @@ class Lifecycle:
     def load(self, model: str, given: Mapping[str, Any]) -> ModelRecord:
         """Begin a load, or join what is under way. Raises ClientError."""
         sources.check_id(model)
-        record = self.records.get(model) or _record(model, given)
+        record = self.records.get(model) or new_record(model, given)
         if record.is_wanted:
             return record
         if record.status is ModelStatus.UNLOADING:
@@ -81,19 +75,27 @@ class Lifecycle:
             )
         known = [device.name for device in self._effects.devices()]
         allowed = admission.allowed(tuple(given.get("devices") or ()), known)
-        record.respecify(**{k: v for k, v in given.items() if k != "devices"})
+        record.respecify(given)
+        record.allowed = allowed
+        if model not in self.records:
+            for name in strangers(self.records)[:-_MOST_STRANGERS]:
+                del self.records[name]
         self.records[model] = record
+        self._begin_load(record)
+        return record
+
+    def refuse(self, model: str, error: ServiceError) -> None:
+        """A model that was to be loaded and can't be shows why."""
+        record = self.records.setdefault(model, ModelRecord(Model(model, "unknown")))
         record.begin(new_progress())
         record.move(ModelEvent.LOAD)
-        self._begun(record, "model.loading")
-        self._work_on(record, self._load(record, allowed))
-        return record
+        self._failed(record, error)
 
     def unload(self, model: str) -> ModelRecord:
         """Begin an unload. Raises ClientError."""
         record = self.records.get(model)
         if record is None:
-            raise _unknown(model)
+            raise unknown(model)
         if record.status in (ModelStatus.UNLOADED, ModelStatus.UNLOADING):
             return record
         had_failed = record.status is ModelStatus.FAILED
@@ -102,9 +104,10 @@ class Lifecycle:
             record.error, record.reason, record.done = None, "", None
             self._moved()
             return record
-        record.break_off(_was_unloaded(model))
+        gone = ClientError(f"model {model} was unloaded", code="version_conflict")
+        record.break_off(gone)
         record.begin_wait()
-        self._begun(record, "model.unloading")
+        self._moved("model.unloading", record)
         self._work_on(record, self._unload(record))
         return record
 
@@ -124,7 +127,7 @@ class Lifecycle:
     def device_hello(self, device: DeviceSlot) -> None:
         """Load again what it had; it serves when all of it is back."""
         for record in self._placement.on(device):
-            self._send_load(record, device)
+            device.send(record.load_message())
         self._serve_if_whole(device)
 
     def device_lost(self, device: DeviceSlot, reason: str) -> None:
@@ -143,10 +146,14 @@ class Lifecycle:
                 record.progress = new_progress()
 
     def device_failed(self, device: DeviceSlot) -> None:
-        """It won't come back by itself: nor will its models."""
+        """It won't come back by itself; its models go to another, if one may."""
+        text = f"device {device.name} was taken out: {device.reason}"
         for record in self._placement.on(device):
-            text = f"device {device.name} was taken out: {device.reason}"
-            self._failed(record, DeviceFault(text, code="device_failed"))
+            record.devices.clear()
+            if self._placement.has_hope(record):
+                self._work_on(record, self._load(record))
+            else:
+                self._failed(record, DeviceFault(text, code="device_failed"))
 
     def message(self, device: DeviceSlot, message: LinkUp) -> None:
         match message:
@@ -158,16 +165,23 @@ class Lifecycle:
                 self._failed(self.records[name], from_wire(wire))
                 self._serve_if_whole(device)
             case Unloaded(model=name) if name in self.records:
+                self._placement.freed(device)
                 self._unloaded(self.records[name])
             case _:
                 pass  # of a model that is gone, or nothing of ours
 
     # ---- loading
 
-    async def _load(self, record: ModelRecord, allowed: tuple[str, ...]) -> None:
+    def _begin_load(self, record: ModelRecord) -> None:
+        record.begin(new_progress())
+        record.move(ModelEvent.LOAD)
+        self._moved("model.loading", record)
+        self._work_on(record, self._load(record))
+
+    async def _load(self, record: ModelRecord) -> None:
         try:
             await asyncio.wait_for(self._preparation.run(record), self._load_deadline_s)
-            device = await self._placement.find(record, allowed, self._load_deadline_s)
+            device = await self._placement.find(record, self._load_deadline_s)
         except TimeoutError:
             text = "the model's files could not be made ready in time"
             self._failed(record, HostError(text, code="load_failed"))
@@ -175,15 +189,13 @@ class Lifecycle:
             self._failed(record, error)
         except OSError as error:
             text = "the model's files can't be read"
-            chain = (f"{type(error).__name__}: {error}",)
-            self._failed(record, HostError(text, code="load_failed", chain=chain))
+            unread = HostError(text, code="load_failed")
+            unread.__cause__ = error
+            self._failed(record, unread)
         else:
             record.devices = [device.name]
-            self._send_load(record, device)
+            device.send(record.load_message())
             self._effects.changed()
-
-    def _send_load(self, record: ModelRecord, device: DeviceSlot) -> None:
-        device.send(record.load_message())
 
     # ---- outcomes
 
@@ -242,8 +254,7 @@ class Lifecycle:
         record.loaded = record.progress = None
         record.reason = ""
         record.end()
-        self._effects.note("model.unloaded", model=record.spec.id)
-        self._moved()
+        self._moved("model.unloaded", record)
 
     async def _unload(self, record: ModelRecord) -> None:
         """Requests that run may end; then the device lets go."""
@@ -263,12 +274,19 @@ class Lifecycle:
         is_starting = device.state is DeviceState.STARTING and device.has_said_hello
         if is_starting and not waiting:
             device.serving()
+            self._try_again()
 
-    def _begun(self, record: ModelRecord, kind: str) -> None:
-        self._effects.note(kind, model=record.spec.id)
-        self._moved()
+    def _try_again(self) -> None:
+        """A device is up: what failed for the want of one may load now."""
+        for record in self.records.values():
+            error = record.error if record.status is ModelStatus.FAILED else None
+            if error is not None and error.code == "device_failed":
+                self._begin_load(record)
 
-    def _moved(self) -> None:
+    def _moved(self, kind: str = "", record: ModelRecord | None = None) -> None:
+        """A load or unload began or ended; `kind` notes which."""
+        if record is not None:
+            self._effects.note(kind, model=record.spec.id)
         self.residency += 1
         self._effects.changed()
 
@@ -278,19 +296,3 @@ class Lifecycle:
         if model in self._tasks:
             self._tasks[model].cancel()
         self._tasks[model] = asyncio.get_running_loop().create_task(work)
-
-
-def _record(model: str, given: Mapping[str, Any]) -> ModelRecord:
-    source = given.get("source")
-    if not source:
-        raise _unknown(model)
-    return ModelRecord(Model(model, source))
-
-
-def _unknown(model: str) -> ClientError:
-    words = f"model {model} is not known here, and no source was given"
-    return ClientError(words, code="model_not_found", param="model_id")
-
-
-def _was_unloaded(model: str) -> ClientError:
-    return ClientError(f"model {model} was unloaded", code="version_conflict")

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ipc.errors import ServiceError, cause_chain
+from ipc.errors import ClientError, ServiceError, cause_chain
 from ipc.messages import Load, Loaded
 from neurond.config import Model
 from neurond.stages import PLAIN, Progress
@@ -22,12 +23,15 @@ _WANTED = (
     ModelStatus.LOADING,
     ModelStatus.CONVERTING,
 )
-_ORDERED = ("source", "dtype", "quant", "context", "pinned", "priority")
 
 
 @dataclass(slots=True, eq=False)
 class ModelRecord:
-    """`done` ends when the load or unload under way does."""
+    """`done` ends when the load or unload under way does.
+
+    `ordered` is what the load order said itself: that alone outlives a restart, the
+    rest is the configuration's to say. `allowed` names the devices that may hold it.
+    """
 
     spec: Model
     status: ModelStatus = ModelStatus.UNLOADED
@@ -43,6 +47,8 @@ class ModelRecord:
     error: ServiceError | None = None
     done: asyncio.Future[None] | None = None
     num_load_deaths: int = 0
+    ordered: dict[str, Any] = field(default_factory=dict)
+    allowed: tuple[str, ...] = ()
 
     @property
     def is_busy(self) -> bool:
@@ -96,8 +102,10 @@ class ModelRecord:
         if self.is_busy and self.done is not None:
             self.done.set_result(None)
 
-    def respecify(self, **changes: Any) -> None:
+    def respecify(self, ordered: Mapping[str, Any]) -> None:
         """What a load order says beyond the configuration."""
+        self.ordered = dict(ordered)
+        changes = {k: v for k, v in ordered.items() if k != "devices"}
         self.spec = replace(self.spec, **changes)
 
     def load_message(self) -> Load:
@@ -112,16 +120,34 @@ class ModelRecord:
             options=dict(spec.options),
         )
 
-    def order(self) -> dict[str, Any]:
-        """What a restart needs to load it again."""
-        return {name: getattr(self.spec, name) for name in _ORDERED}
-
     def error_wire(self) -> list[Any] | None:
         if self.error is None:
             return None
         wire = self.error.to_wire()
         wire[5] = list(self.error.chain or cause_chain(self.error)[1:])
         return wire
+
+
+def new_record(model: str, given: Mapping[str, Any]) -> ModelRecord:
+    """For a model that the configuration doesn't know. Raises ClientError."""
+    source = given.get("source")
+    if not source:
+        raise unknown(model)
+    return ModelRecord(Model(model, source))
+
+
+def strangers(records: Mapping[str, ModelRecord]) -> list[str]:
+    """Models that only failed orders named, oldest first."""
+    return [
+        name
+        for name, record in records.items()
+        if record.status is ModelStatus.FAILED and "source" in record.ordered
+    ]
+
+
+def unknown(model: str) -> ClientError:
+    words = f"model {model} is not known here, and no source was given"
+    return ClientError(words, code="model_not_found", param="model_id")
 
 
 def new_progress() -> Progress:

@@ -18,11 +18,6 @@ class Odometer:
         self._sums_s = dict.fromkeys(SERIES, 0.0)
         self._counts = {name: [0] * (len(BOUNDS_S) + 1) for name in SERIES}
 
-    @property
-    def has_emitted(self) -> bool:
-        """A life that ended had served."""
-        return self._counters["emitted_tokens_total"] > 0
-
     def fold(self, last: PageView) -> None:
         """Keep what a life that ended had counted."""
         self._counters = self.counters(last)

@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ipc.errors import DeviceFault, HostError
+from ipc.errors import CapacityError, DeviceFault, HostError
 from neurond import admission
 from neurond.deviceslot import DeviceSlot
 from neurond.modelrecord import ModelRecord
 from neurond.states import DeviceState
 
 _POLL_S = 0.05
+_FREEING_S = 30.0
+"""How late the bytes of an unloaded model may show up (S35)."""
 _COMING = (
     DeviceState.ABSENT,
     DeviceState.STARTING,
@@ -29,6 +31,11 @@ _COMING = (
 class Placement:
     devices: Callable[[], Iterable[DeviceSlot]]
     records: Mapping[str, ModelRecord]
+    freed_s: dict[str, float] = field(default_factory=dict)
+
+    def freed(self, device: DeviceSlot) -> None:
+        """It let go of something; its memory may not show it yet."""
+        self.freed_s[device.name] = time.monotonic()
 
     def on(self, device: DeviceSlot) -> list[ModelRecord]:
         return [r for r in self.records.values() if device.name in r.devices]
@@ -36,24 +43,41 @@ class Placement:
     def of(self, record: ModelRecord) -> list[DeviceSlot]:
         return [d for d in self.devices() if d.name in record.devices]
 
-    async def find(
-        self, record: ModelRecord, allowed: tuple[str, ...], timeout_s: float
-    ) -> DeviceSlot:
+    def has_hope(self, record: ModelRecord) -> bool:
+        """A device that may hold it is up or comes up."""
+        slots = self._allowed(record)
+        return any(slot.is_up or slot.state in _COMING for slot in slots)
+
+    def _allowed(self, record: ModelRecord) -> list[DeviceSlot]:
+        return [slot for slot in self.devices() if slot.name in record.allowed]
+
+    async def find(self, record: ModelRecord, timeout_s: float) -> DeviceSlot:
         """One that is up and has room; waits for devices that are coming up."""
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
-            slots = [device for device in self.devices() if device.name in allowed]
+            slots = self._allowed(record)
             ready = [slot for slot in slots if slot.is_up]
             if ready:
-                return self._roomiest(record, ready)
-            if not any(slot.state in _COMING for slot in slots):
+                chosen = self._roomiest(record, ready)
+                if chosen is not None:
+                    return chosen
+            elif not any(slot.state in _COMING for slot in slots):
                 raise DeviceFault("every device was taken out", code="device_failed")
             await asyncio.sleep(_POLL_S)
         raise HostError("no device came up in time", code="load_failed")
 
-    def _roomiest(self, record: ModelRecord, ready: list[DeviceSlot]) -> DeviceSlot:
+    def _roomiest(
+        self, record: ModelRecord, ready: list[DeviceSlot]
+    ) -> DeviceSlot | None:
+        """None: no room, but memory is on its way back. Raises CapacityError."""
         rooms = [self._room(slot) for slot in ready]
-        chosen = admission.place(record.spec.id, record.needed_bytes, rooms)
+        try:
+            chosen = admission.place(record.spec.id, record.needed_bytes, rooms)
+        except CapacityError:
+            since_s = time.monotonic() - _FREEING_S
+            if any(self.freed_s.get(slot.name, 0.0) > since_s for slot in ready):
+                return None
+            raise
         return next(slot for slot in ready if slot.name == chosen)
 
     def _room(self, device: DeviceSlot) -> admission.Room:

@@ -43,8 +43,9 @@ from neurond.composition import (
 from neurond.converter import Converter
 from neurond.deviceevents import DeviceEvents
 from neurond.discovery import host_facts
+from neurond.effects import Effects
 from neurond.gpuwatch import GpuWatch
-from neurond.lifecycle import Effects, Lifecycle
+from neurond.lifecycle import Lifecycle
 from neurond.operators import Operators, Orders
 from neurond.publishing import Publisher
 from neurond.rings import Rings
@@ -130,7 +131,7 @@ class Supervisor:
             state=self.facts,
             metrics=self.figures,
             lifecycle=self._lifecycle,
-            want=lambda record: desired.want(record.spec.id, record.order()),
+            want=lambda record: desired.want(record.spec.id, record.ordered),
             release=desired.release,
             respawn=self._respawn,
             stop=self._wanted_stop.set,
@@ -144,7 +145,7 @@ class Supervisor:
         """Until SIGTERM; the exit code."""
         become_subreaper()
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._wanted_stop.set)
+            self._loop.add_signal_handler(number, self._asked_to_stop)
         self._loop.add_signal_handler(signal.SIGHUP, self._refuse_reload)
         self._start()
         ticking = self._loop.create_task(self._tick())
@@ -176,12 +177,7 @@ class Supervisor:
             try:
                 self._lifecycle.load(model, loadorder.checked(order))
             except ClientError as error:
-                self._journal.error(
-                    "a default model can't be loaded",
-                    event="model.load_failed",
-                    model=model,
-                    cause=error.message,
-                )
+                self._lifecycle.refuse(model, error)
 
     async def _tick(self) -> None:
         last_s = time.monotonic()
@@ -234,8 +230,7 @@ class Supervisor:
     def _give_up_if_hopeless(self) -> None:
         """The last rung: a new start may have more luck (S13)."""
         states = {device.state for device in self._devices}
-        was_serving = any(device.odometer.has_emitted for device in self._devices)
-        if states == {DeviceState.FAILED} and was_serving and not self._is_stopping:
+        if states == {DeviceState.FAILED} and not self._is_stopping:
             self._journal.error("every device was taken out", event="node.hopeless")
             self._exit_code = EXIT_RESTART
             self._wanted_stop.set()
@@ -270,6 +265,12 @@ class Supervisor:
         self._journal.warning(words, event="node.reload")
 
     # ---- the end
+
+    def _asked_to_stop(self) -> None:
+        """The second time, who drains is cut off."""
+        if self._is_stopping:
+            self._frontend.stop(signal.SIGKILL)
+        self._wanted_stop.set()
 
     async def _stop(self) -> None:
         self._is_stopping = self._device_events.is_stopping = True

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,6 +45,7 @@ from neurond.device.settings import DeviceSettings
 from neurond.device.verdict import DeviceDied, died
 
 _IDLE_POLL_MS = 100
+_MEMORY_EVERY_S = 1.0
 _BACKLOG_POLL_MS = 5
 """A worker with a full ring doesn't ring when it has made room."""
 
@@ -116,6 +118,7 @@ class Worker:
         self._generation = generation
         self._poll = select.poll()
         self._stopping = False
+        self._memory_told_s = 0.0
         self._reports = Reports(link)
         self._engine = Engine(backend, page, settings, journal, generation=generation)
         drop_requests = self._engine.drop_worker
@@ -180,8 +183,16 @@ class Worker:
     def _wait(self, timeout_ms: int) -> None:
         """Sleep until someone rings; the page shows a beat at every turn."""
         self._page.idle()
+        self._refresh_memory()
         if self._mailboxes.park():
             self._poll.poll(timeout_ms)
+
+    def _refresh_memory(self) -> None:
+        """Freed bytes may show up late (S35), and others may take some."""
+        now_s = time.monotonic()
+        if now_s >= self._memory_told_s + _MEMORY_EVERY_S:
+            self._memory_told_s = now_s
+            self._publish_memory()
 
     # -- orders from the supervisor
 
