@@ -25,7 +25,7 @@ def _kill_once_more(node: Node, device: str) -> None:
     def is_settled() -> bool:
         now = node.device(device)
         is_back = now["generation"] > before and now["state"] == "ready"
-        return is_back or now["state"] == "failed"
+        return bool(is_back or now["state"] == "failed")
 
     node.wait(is_settled, "the device neither comes back nor is taken out")
 
