@@ -150,7 +150,9 @@ class Lifecycle:
         text = f"device {device.name} was taken out: {device.reason}"
         for record in self._placement.on(device):
             record.devices.clear()
-            if self._placement.has_hope(record):
+            if record.is_wanted and self._placement.has_hope(record):
+                record.move(ModelEvent.DEVICE_LOST)
+                record.loaded = None
                 self._work_on(record, self._load(record))
             else:
                 self._failed(record, DeviceFault(text, code="device_failed"))
@@ -231,7 +233,7 @@ class Lifecycle:
             model=record.spec.id,
             code=error.row.ref,
             reason=error.message,
-            cause=" <- ".join(error.chain),
+            cause=" <- ".join(error.to_wire()[5]),
         )
         self._moved()
 
@@ -257,8 +259,8 @@ class Lifecycle:
         self._moved("model.unloaded", record)
 
     async def _unload(self, record: ModelRecord) -> None:
-        """Requests that run may end; then the device lets go."""
-        slots = self._placement.of(record)
+        """Requests that run may end; then the device lets go, if it has it at all."""
+        slots = [s for s in self._placement.of(record) if s.has_said_hello]
         deadline_s = time.monotonic() + self._drain_s
         while is_used(record.spec.id, slots) and time.monotonic() < deadline_s:
             await asyncio.sleep(_POLL_S)
