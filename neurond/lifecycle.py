@@ -127,7 +127,7 @@ class Lifecycle:
     def device_hello(self, device: DeviceSlot) -> None:
         """Load again what it had; it serves when all of it is back."""
         for record in self._placement.on(device):
-            device.send(record.load_message())
+            device.send(record.load_on(device.generation))
         self._serve_if_whole(device)
 
     def device_lost(self, device: DeviceSlot, reason: str) -> None:
@@ -140,7 +140,7 @@ class Lifecycle:
             self._moved()
             if record.status is ModelStatus.UNLOADED:
                 self._settle(record)
-            elif was_loading:
+            elif was_loading and record.sent_generation == device.generation:
                 self._count_load_death(record, device, reason)
             else:
                 record.progress = new_progress()
@@ -196,7 +196,7 @@ class Lifecycle:
             self._failed(record, unread)
         else:
             record.devices = [device.name]
-            device.send(record.load_message())
+            device.send(record.load_on(device.generation))
             self._effects.changed()
 
     # ---- outcomes

@@ -30,7 +30,8 @@ class ModelRecord:
     """`done` ends when the load or unload under way does.
 
     `ordered` is what the load order said itself: that alone outlives a restart, the
-    rest is the configuration's to say. `allowed` names the devices that may hold it.
+    rest is the configuration's to say. `allowed` names the devices that may hold it,
+    `sent_generation` the life of its device that was last told to load it.
     """
 
     spec: Model
@@ -47,6 +48,7 @@ class ModelRecord:
     error: ServiceError | None = None
     done: asyncio.Future[None] | None = None
     num_load_deaths: int = 0
+    sent_generation: int = 0
     ordered: dict[str, Any] = field(default_factory=dict)
     allowed: tuple[str, ...] = ()
 
@@ -107,6 +109,11 @@ class ModelRecord:
         self.ordered = dict(ordered)
         changes = {k: v for k, v in ordered.items() if k != "devices"}
         self.spec = replace(self.spec, **changes)
+
+    def load_on(self, generation: int) -> Load:
+        """The order for that life of its device, which may now be blamed on it."""
+        self.sent_generation = generation
+        return self.load_message()
 
     def load_message(self) -> Load:
         """What its device is sent."""
