@@ -93,6 +93,7 @@ class Operators:
 
     async def _load_op(self, args: Facts, _peer: Peer) -> Facts:
         model, given = loadorder.model_id(args), loadorder.checked(args)
+        loadorder.wants_to_wait(args)  # refused before anything is touched
         lifecycle = self._orders.lifecycle
         record = lifecycle.records.get(model)
         # who joins a load or finds it done has nothing to lose to another's change
@@ -104,6 +105,7 @@ class Operators:
 
     async def _unload_op(self, args: Facts, _peer: Peer) -> Facts:
         model = loadorder.model_id(args)
+        loadorder.wants_to_wait(args)
         self._check_version(args)
         record = self._orders.lifecycle.unload(model)
         self._orders.release(model)
