@@ -7,10 +7,13 @@ Runs in a front-end worker process, forked by the arbiter of ipc.frontend. Added
                                             byte on, however often a byte arrives
     header block over 64 KiB, 100 fields    431;  long request line: 414 (gunicorn's)
     more connections than max_connections   503
+    client that reads nothing of what is    cut off after write_stall_s
+    buffered for it, also after our close
     SIGTERM                                 idle connections close at once, requests
                                             in flight have graceful_timeout_s
 
-Invariant: every connection has a timer running, or a request being served.
+Invariant: every connection has a timer running, or a request being served to a client
+that reads.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ class HttpProtocol(ASGIProtocol):  # type: ignore[misc]
         self._keepalive = self._limits.keep_alive_s  # gunicorn's takes whole seconds
         self._header_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
+        self._stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -54,7 +58,39 @@ class HttpProtocol(ASGIProtocol):  # type: ignore[misc]
     def connection_lost(self, exc: Exception | None) -> None:
         self.worker.connections.discard(self)
         self._stop_header_timer()
+        self._stop_stall_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_unsent()
+
+    def resume_writing(self) -> None:
+        self._stop_stall_timer()
+        super().resume_writing()
+
+    def _close_transport(self) -> None:
+        super()._close_transport()
+        self._watch_unsent()  # the end waits until all of it is sent
+
+    def _watch_unsent(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and self._stall_timer is None:
+            self._stall_timer = self.worker.loop.call_later(
+                self._limits.write_stall_s, self._look_at_unsent, unsent
+            )
+
+    def _look_at_unsent(self, unsent_before: int) -> None:
+        self._stall_timer = None
+        if self.transport.get_write_buffer_size() < unsent_before:
+            self._watch_unsent()
+        else:
+            self.transport.abort()
+
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def close_if_idle(self) -> None:
         """For a drain: nobody waits for an answer on this connection."""

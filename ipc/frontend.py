@@ -71,6 +71,7 @@ class FrontendSettings:
     graceful_timeout_s: float
     header_deadline_s: float = 10.0
     keep_alive_s: float = 75.0
+    write_stall_s: float = 60.0
     max_headers: int = 100
     max_header_bytes: int = 8192
     max_line_bytes: int = 8192

@@ -37,7 +37,7 @@ def worker_gone(pid: int) -> None:
 
 
 class App:
-    """GET /worker, /stall, /fail; POST /length; GET /stream?n=EVENTS&ms=BETWEEN."""
+    """GET /worker, /stall, /flood, /fail, /stream?n=EVENTS&ms=BETWEEN; POST /length."""
 
     def __init__(self, log: Path, extra: dict[str, Any]) -> None:
         self._log = log
@@ -109,6 +109,17 @@ class App:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
             self._note("stall cancelled")
+            raise
+
+    async def on_flood(self, _receive: Receive, send: Send, _query: Message) -> None:
+        """More than all buffers between us and the client hold."""
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            for _ in range(64):
+                await _send_body(send, bytes(1 << 20), more=True)
+            await _send_body(send, b"", more=False)
+        except asyncio.CancelledError:
+            self._note("flood cancelled")
             raise
 
     async def on_fail(self, _receive: Receive, _send: Send, _query: Message) -> None:

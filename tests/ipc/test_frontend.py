@@ -432,6 +432,22 @@ def test_when_the_client_leaves_the_handler_is_cancelled_at_once(
     assert time.monotonic() - left_s < 1
 
 
+def test_a_client_that_does_not_read_is_cut_off_and_a_slow_one_is_not(
+    frontend: Starter,
+) -> None:
+    front = frontend(write_stall_s=0.5).start()
+    with front.connect() as deaf, front.connect() as slow:
+        deaf.sendall(GET % b"flood")
+        until(lambda: "flood cancelled" in front.notes())
+        slow.sendall(CLOSING % b"flood")
+        received = 0
+        while more := slow.recv(1 << 20):
+            received += len(more)
+            time.sleep(0.02)
+    assert received > 64 << 20
+    assert front.notes().count("flood cancelled") == 1
+
+
 def test_an_exception_is_500_for_the_client_and_has_its_cause_in_the_journal(
     served: Frontend,
 ) -> None:
