@@ -193,7 +193,7 @@ class _Connection(Protocol):
                 raise error_for("not_found", f"there is no topic {topic!r:.64}")
 
     def _follow(self, topics: list[str]) -> None:
-        for topic in topics:
+        for topic in dict.fromkeys(topics):  # each costs its whole value
             self.topics.add(topic)
             current = self._server.topics[topic]
             if current is not None:

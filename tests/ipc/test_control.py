@@ -442,6 +442,18 @@ def test_a_subscriber_gets_the_current_value_at_once_and_then_each_change(
     _serve(tmp_path, work)
 
 
+def test_a_topic_that_is_named_twice_is_sent_once(tmp_path: Path) -> None:
+    async def work(daemon: Daemon) -> None:
+        client = await _client(daemon)
+        seen: list[Any] = []
+        await client.subscribe(["state"] * 1000, lambda *event: seen.append(event))
+        await client.request("echo")
+        assert seen == [("state", {"version": 1})]
+        client.close()
+
+    _serve(tmp_path, work)
+
+
 def test_a_topic_of_events_has_no_value_to_begin_with(tmp_path: Path) -> None:
     async def work(daemon: Daemon) -> None:
         client = await _client(daemon)
