@@ -57,19 +57,17 @@ class BodyReader:
     async def _collect(self, limit_bytes: int) -> bytes:
         started_s = time.monotonic()
         event = self._first or await self.receive()
-        chunks: list[bytes] = []
-        size = 0
+        body = bytearray()  # of a million small pieces, it is still its own size
         while True:
             if event["type"] != "http.request":
                 raise cut_off("the connection fell silent")
-            chunks.append(event.get("body", b""))
-            size += len(chunks[-1])
-            if size > limit_bytes:
+            body += event.get("body", b"")
+            if len(body) > limit_bytes:
                 raise too_large(limit_bytes)
             if not event.get("more_body", False):
-                return b"".join(chunks)
+                return bytes(body)
             waited_s = time.monotonic() - started_s
-            if waited_s > _PACE_GRACE_S and size < waited_s * _LEAST_PACE:
+            if waited_s > _PACE_GRACE_S and len(body) < waited_s * _LEAST_PACE:
                 raise cut_off("it came too slowly")
             event = await self._receive()
 

@@ -82,6 +82,9 @@ class Edge:
         app.add_error_handler(ServiceError, self._on_service_error)
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})  # 403: nothing here speaks it
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)  # type: ignore[arg-type]
             return

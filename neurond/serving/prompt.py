@@ -61,8 +61,8 @@ class ChatTemplate:
         self, messages: Sequence[Message], *, limit_s: float
     ) -> tuple[Segment, ...]:
         """Raises ClientError template_render_failed."""
-        marked = [self._marked(message) for message in messages]
         try:
+            marked = [self._marked(message) for message in messages]
             text = _within(limit_s, lambda: self._render(marked))
         except _TEMPLATE_ERRORS as error:
             raise _refused(error) from error
@@ -84,7 +84,7 @@ class ChatTemplate:
             clean = value.translate(_MARKS) if not value.isascii() else value
             return self._control.sub(f"{_OPEN}\\g<0>{_CLOSE}", clean)
         if isinstance(value, dict):
-            return {key: self._marked(item) for key, item in value.items()}
+            return {self._marked(k): self._marked(v) for k, v in value.items()}
         if isinstance(value, list):
             return [self._marked(item) for item in value]
         return value

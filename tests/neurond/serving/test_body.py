@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import tracemalloc
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,26 @@ def refusal(data: bytes) -> ClientError:
 
 def test_a_body_in_pieces_comes_out_whole() -> None:
     assert read([b"a", b"", b"bc"], {"content-length": "3"}) == b"abc"
+
+
+def test_a_body_in_many_small_pieces_takes_no_more_memory_than_its_size() -> None:
+    left = iter(range(200_000))
+
+    async def receive() -> Mapping[str, Any]:
+        more = next(left, None) is not None
+        return {"type": "http.request", "body": bytes(2), "more_body": more}
+
+    async def run() -> int:
+        return len(await body.BodyReader(receive).read({}, limit_bytes=1 << 20))
+
+    tracemalloc.start()
+    try:
+        size_bytes = asyncio.run(run())
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size_bytes == 400_002
+    assert peak_bytes < 4 * size_bytes
 
 
 def test_a_chunked_body_needs_no_announcement() -> None:

@@ -148,6 +148,21 @@ def test_what_an_exchange_holds_is_released_once_also_after_an_error(
     assert site.resource.closed == 2
 
 
+def test_a_websocket_is_closed_and_no_bug(site: Site) -> None:
+    sent: list[Any] = []
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    scope = {"type": "websocket", "path": "/x", "headers": [], "query_string": b""}
+    asyncio.run(site.edge(scope, receive, send))
+    assert sent == [{"type": "websocket.close"}]
+    assert site.log.getvalue() == ""
+
+
 def test_json_comes_in_and_anything_else_does_not(site: Site) -> None:
     post: dict[str, Any] = {"method": "POST", "headers": JSON}
     assert site.ask(**post, body=b'{"a": 1}').json == {"a": 1}
