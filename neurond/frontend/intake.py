@@ -57,10 +57,11 @@ class Intake:
         request = parse_chat(body)
         fact = self._admit(request.model)
         served = await self._library.get(request.model, timeout_s=_TOKENIZER_S)
-        ids = await self._library.prompt_ids(served, request.messages)
+        window = int(fact["context"])
+        ids = await self._library.prompt_ids(served, request.messages, window=window)
         if not ids:
             raise ClientError("the messages give an empty prompt", param="messages")
-        submit = _submit(request, served, ids, window=int(fact["context"]))
+        submit = _submit(request, served, ids, window=window)
         order = Order(submit, request.n, request.stop, served.tokenizer, request.stream)
         return Prepared(request, order, self._line(fact))
 

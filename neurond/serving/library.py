@@ -22,7 +22,7 @@ import msgspec
 
 from ipc.errors import HostError, ServiceError, cause_chain, error_for
 from neurond.serving.messages import Message
-from neurond.serving.params import ModelLimits, generation_defaults
+from neurond.serving.params import ModelLimits, context_error, generation_defaults
 from neurond.serving.prompt import ChatTemplate
 from neurond.serving.tokenizer import Tokenizer, load
 
@@ -46,11 +46,20 @@ class ServedModel:
         return ModelLimits(window, self.tokenizer.vocab_size, self.defaults)
 
     def prompt_ids(
-        self, messages: Sequence[Message], *, limit_s: float
+        self, messages: Sequence[Message], *, window: int, limit_s: float
     ) -> tuple[int, ...]:
+        """Raises ClientError: no template, a refusal of it, far over the window.
+
+        A text is not encoded when no token is long enough for it to fit: the encoder
+        takes 150 bytes of memory for every token, also of one that is refused later.
+        """
         if self.template is None:
             raise error_for("template_render_failed", "this model has no chat template")
         segments = self.template.render(messages, limit_s=limit_s)
+        num_chars = sum(len(segment.text) for segment in segments)
+        num_least = -(-num_chars // self.tokenizer.max_piece_chars)
+        if num_least > window:
+            raise context_error(num_least, window)
         return tuple(self.tokenizer.encode(segments))
 
 
@@ -103,14 +112,15 @@ class Library:
             raise _unreadable(model, error) from error
 
     async def prompt_ids(
-        self, model: ServedModel, messages: Sequence[Message]
+        self, model: ServedModel, messages: Sequence[Message], *, window: int
     ) -> tuple[int, ...]:
-        """Raises ClientError template_render_failed."""
+        """Raises ClientError template_render_failed, context_length_exceeded."""
         if sum(map(_weight, messages)) <= INLINE_CHARS:
-            return model.prompt_ids(messages, limit_s=_INLINE_LIMIT_S)
+            return model.prompt_ids(messages, window=window, limit_s=_INLINE_LIMIT_S)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
-            self._pool, lambda: model.prompt_ids(messages, limit_s=_LIMIT_S)
+            self._pool,
+            lambda: model.prompt_ids(messages, window=window, limit_s=_LIMIT_S),
         )
 
     def close(self) -> None:

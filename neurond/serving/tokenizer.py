@@ -37,7 +37,9 @@ class Tokenizer:
         self.special_tokens: dict[str, str] = dict(fast.special_tokens_map)
         self.chat_template: str | None = _template(fast.chat_template)
         self.eos_id: int | None = fast.eos_token_id
-        self.vocab_size = 1 + max(fast.get_vocab().values())
+        vocab = fast.get_vocab()
+        self.vocab_size = 1 + max(vocab.values())
+        self.max_piece_chars = max(map(len, vocab))
         added = fast.added_tokens_decoder
         self._added: dict[int, bytes] = {
             i: token.content.encode() for i, token in added.items()

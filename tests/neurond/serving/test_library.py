@@ -31,7 +31,7 @@ def test_a_folder_gives_tokenizer_template_defaults_and_stop_ids(
     model = read_model(folder)
     assert model.stop_ids == (7, 9, 257)
     assert model.defaults == {"temperature": 0.2}
-    ids = model.prompt_ids(HELLO, limit_s=1)
+    ids = model.prompt_ids(HELLO, window=8192, limit_s=1)
     assert bytes(i for i in ids if i < 256) == b"user\nhello\nassistant\n"
 
 
@@ -118,11 +118,26 @@ def test_short_and_long_prompts_give_the_same_kind_of_ids(
         library.keep({"a": str(fakemodel.build(tmp_path / "m"))})
         model = await library.get("a", timeout_s=5)
         messages = [{"role": "user", "content": "é" * size}]
-        ids = await library.prompt_ids(model, messages)
+        ids = await library.prompt_ids(model, messages, window=1 << 20)
         assert len(ids) == 2 * size + len(b"user\n\nassistant\n") + 3
         library.close()
 
     run(play)
+
+
+def test_a_text_that_no_tokens_could_fit_into_the_window_is_not_encoded(
+    tmp_path: Path,
+) -> None:
+    """30 MB of it once took 4.8 GB of a worker's memory, to be refused."""
+    model = read_model(fakemodel.build(tmp_path / "m"))
+    longest = model.tokenizer.max_piece_chars
+    assert longest == len("<|im_start|>")
+    messages = [{"role": "user", "content": "a" * 100 * longest}]
+    with pytest.raises(ServiceError) as caught:
+        model.prompt_ids(messages, window=100, limit_s=1)
+    assert caught.value.code == "context_length_exceeded"
+    assert 100 < caught.value.fields["prompt_len"] < 100 * longest
+    assert len(model.prompt_ids(messages, window=110, limit_s=1)) > 100 * longest
 
 
 def test_a_model_without_a_template_cannot_chat(tmp_path: Path) -> None:
@@ -131,5 +146,5 @@ def test_a_model_without_a_template_cannot_chat(tmp_path: Path) -> None:
     del config["chat_template"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(ServiceError) as caught:
-        read_model(folder).prompt_ids(HELLO, limit_s=1)
+        read_model(folder).prompt_ids(HELLO, window=8192, limit_s=1)
     assert caught.value.status == 422
