@@ -4,7 +4,8 @@ Front-end worker. The worker follows the supervisor's "events" topic once; every
 has a bounded queue of its own. `Last-Event-ID` brings what was missed, from the event
 log, and each event at most once.
 
-Invariant: a reader that doesn't read costs a bounded queue, and then its connection.
+Invariant: a reader that doesn't read costs a bounded queue, and then its connection;
+no reader holds up a stop.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ _MAX_QUEUED = 256
 _MAX_MISSED = 1000
 _KEEP_ALIVE_S = 1.0
 _ORDER_TIMEOUT_S = 5.0
+_LAST = "node.stopping"
+"""Nothing is told behind it; a stop would wait for its readers to leave."""
 
 Reader = asyncio.Queue[Facts | None]
 """None: it fell behind, the stream ends."""
@@ -91,6 +94,8 @@ async def _frames(missed: list[Facts], reader: Reader) -> AsyncIterator[bytes]:
         if event_or_end["id"] > last_id:
             last_id = event_or_end["id"]
             yield _frame(event_or_end)
+        if event_or_end["kind"] == _LAST:
+            return
 
 
 def _frame(event: Facts) -> bytes:

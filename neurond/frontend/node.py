@@ -132,24 +132,29 @@ class Attachment:
         self._build = build
         self._lost = asyncio.Event()
 
-    def mend(self, is_idle: Callable[[], bool], polls_left: int = _MEND_POLLS) -> None:
+    def mend(self, is_idle: Callable[[], bool]) -> None:
         """Attach anew: only that replaces a broken channel.
 
         It costs the other devices' requests, so it waits until there are none, or for
-        half a minute.
+        half a minute. A lease that ended meanwhile took the broken channel with it.
         """
-        if is_idle() or polls_left == 0:
-            self._lost.set()
+        self._mend(self._lost, is_idle, _MEND_POLLS)
+
+    def _mend(
+        self, lost: asyncio.Event, is_idle: Callable[[], bool], polls_left: int
+    ) -> None:
+        if lost.is_set() or is_idle() or polls_left == 0:
+            lost.set()
             return
         loop = asyncio.get_running_loop()
-        loop.call_later(_MEND_POLL_S, self.mend, is_idle, polls_left - 1)
+        loop.call_later(_MEND_POLL_S, self._mend, lost, is_idle, polls_left - 1)
 
     async def keep(self, devices: Devices) -> None:
         """Stay attached until cancelled."""
         await _renew("attach", lambda: self._attach_once(devices), self._journal)
 
     async def _attach_once(self, devices: Devices) -> None:
-        self._lost.clear()
+        lost = self._lost = asyncio.Event()
         client = AttachClient(
             self._path,
             role="worker",
@@ -157,11 +162,11 @@ class Attachment:
             build=self._build,
             on_pair=devices.on_pair,
             on_down=devices.on_down,
-            on_lost=self._lost.set,
+            on_lost=lost.set,
         )
         try:
             await client.connect(_CONNECT_TIMEOUT_S)
-            await self._lost.wait()
+            await lost.wait()
         finally:
             client.close()
             devices.on_lost()

@@ -6,6 +6,10 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from ipc.journal import Journal
+from neurond.frontend.node import Attachment
+from neurond.serving.devices import Devices
+from neurond.serving.requests import RequestTable
 from tests.neurond.frontend.stage import JSON, Stage, on_stage, until
 
 BODY = b'{"model_id": "m"}'
@@ -77,6 +81,28 @@ def test_a_broken_channel_is_replaced_by_a_new_attachment(tmp_path: Path) -> Non
     on_stage(tmp_path, play)
 
 
+def test_a_mend_ends_with_its_lease_and_leaves_the_next_one_alone(
+    tmp_path: Path,
+) -> None:
+    async def play(stage: Stage) -> None:
+        journal = Journal("test", stream=stage.log, mode="text")
+        tie = Attachment(stage.settings, journal, name="w", build="b")
+        table = RequestTable(first_id=1, max_entries=1)
+        task = asyncio.create_task(tie.keep(Devices(table, journal, lambda: None)))
+        await until(lambda: len(stage.links) == 2)
+        idle = asyncio.Event()
+        tie.mend(idle.is_set)
+        stage.links[1].close()
+        await until(lambda: len(stage.links) == 3)
+        renewed = stage.links[2]
+        idle.set()
+        await asyncio.sleep(0.6)  # two polls
+        assert stage.links[2] is renewed
+        task.cancel()
+
+    on_stage(tmp_path, play)
+
+
 def test_s32_a_stream_that_a_stop_cuts_ends_with_an_error_event(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         device = stage.device
@@ -93,6 +119,18 @@ def test_s32_a_stream_that_a_stop_cuts_ends_with_an_error_event(tmp_path: Path) 
         assert b'"code":"shutting_down"' in body
         assert b"[DONE]" not in body
         assert len(device.cancelled) == 1
+
+    on_stage(tmp_path, play)
+
+
+def test_s32_readers_of_events_do_not_hold_up_a_stop(tmp_path: Path) -> None:
+    async def play(stage: Stage) -> None:
+        reading = asyncio.ensure_future(stage.ask("GET", "/events"))
+        await until(lambda: stage.worker.hub.num_readers == 1)
+        stage.control.publish("events", {"id": 1, "kind": "node.stopping"})
+        answer = await asyncio.wait_for(reading, 5)
+        assert answer.body.endswith(b'"kind":"node.stopping"}\n\n')
+        assert stage.worker.hub.num_readers == 0
 
     on_stage(tmp_path, play)
 
