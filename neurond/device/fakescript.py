@@ -77,7 +77,7 @@ def script_for(
         step_ms=float(options.get("step_ms", 0)),
         prefill_ms=float(options.get("prefill_ms", 0)),
     )
-    return _override(script, told)
+    return _override(script, told, max_tokens)
 
 
 def last_user_text(prompt: Sequence[int]) -> str:
@@ -121,9 +121,9 @@ def _parse(text: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
-def _override(script: Script, told: Mapping[str, str]) -> Script:
+def _override(script: Script, told: Mapping[str, str], max_tokens: int) -> Script:
     if "tokens" in told:
-        script = replace(script, answer=_counted(int(told["tokens"])))
+        script = replace(script, answer=_counted(min(int(told["tokens"]), max_tokens)))
     if "text" in told:
         script = replace(script, answer=tuple(told["text"].encode()))
     if "step_ms" in told:

@@ -38,6 +38,7 @@ def test_answers_by_option_and_by_directive() -> None:
     assert said("x", tokens=[72, 105]) == "Hi"
     assert said('[[fake text="two words"]]', tokens="count") == "two words"
     assert len(script("[[fake tokens=17]]").answer) == 17
+    assert len(script("[[fake tokens=999999999999]]", 20).answer) == 20
 
 
 def test_the_answer_ends_with_eos() -> None:
