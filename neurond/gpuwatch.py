@@ -16,7 +16,7 @@ import msgpack
 
 from ipc.child import Child, Exit, Reaper
 from ipc.keeper import Keeper
-from ipc.packet import PacketClosed, receive_packet
+from ipc.packet import PacketClosed, PacketTruncated, receive_packet
 
 _FRESH_S = 5.0
 
@@ -74,7 +74,7 @@ class GpuWatch:
         assert self._line is not None
         try:
             received = receive_packet(self._line)
-        except PacketClosed:
+        except (PacketClosed, PacketTruncated):
             self.close()
             return
         if received is not None:
