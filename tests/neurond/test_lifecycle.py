@@ -139,16 +139,14 @@ async def test_a_model_that_fits_nowhere_is_refused_by_bytes(tmp_path: Path) -> 
 
 @running
 async def test_what_is_being_loaded_is_counted_as_taken(tmp_path: Path) -> None:
-    node = Node(tmp_path, Slot("fake-0", 3 * GIB), Slot("fake-1", 2 * GIB))
-    node.life.records["other"].spec = Model(
-        "other", "fake", options={"memory_bytes": 2 * GIB}
-    )
-    first = await node.sent("other")
-    node.life.records["tiny"].spec = Model(
-        "tiny", "fake", options={"memory_bytes": GIB + GIB // 2}
-    )
-    second = await node.sent("tiny")
-    assert (first.devices, second.devices) == (["fake-0"], ["fake-1"])
+    node = Node(tmp_path, Slot("fake-0", 3 * GIB))
+    for model in ("tiny", "other"):
+        options = {"memory_bytes": 2 * GIB}
+        node.life.records[model].spec = Model(model, "fake", options=options)
+    await node.sent("tiny")
+    error = await error_of(node, node.life.load("other", {}))
+    assert error.code == "insufficient_vram"
+    assert error.fields["devices"][0]["free_bytes"] == GIB
 
 
 @running
