@@ -56,9 +56,7 @@ class Lifecycle:
         self._load_deadline_s = load_deadline_s
         self._drain_s = drain_s
         self._placement = Placement(effects.devices, self.records)
-        self._preparation = Preparation(
-            effects.converter, effects.cache, effects.changed
-        )
+        self._preparation = Preparation(effects)
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     # ---- orders

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from neurond import sources
-from neurond.converter import Converter
+from neurond.effects import Effects
 from neurond.modelrecord import ModelRecord
 from neurond.stages import WITH_CONVERSION, Progress
 from neurond.states import ModelEvent, ModelStatus
@@ -21,17 +20,15 @@ from neurond.states import ModelEvent, ModelStatus
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """`changed` is called when a record moves on."""
-
-    converter: Converter
-    cache: Path
-    changed: Callable[[], None]
+    effects: Effects
 
     async def run(self, record: ModelRecord) -> None:
         """The record has its folder and what it will hold. Raises ServiceError."""
         loop = asyncio.get_running_loop()
         spec = record.spec
-        source = await loop.run_in_executor(None, sources.resolve, spec, self.cache)
+        source = await loop.run_in_executor(
+            None, sources.resolve, spec, self.effects.cache
+        )
         record.digest = source.digest
         if source.kind == "fake":
             _build_fake(record, source.folder)
@@ -44,14 +41,14 @@ class Preparation:
     async def _convert(self, record: ModelRecord, file: Path, folder: Path) -> None:
         progress = record.progress = Progress(WITH_CONVERSION, time.monotonic())
         record.move(ModelEvent.CONVERT)
-        self.changed()
+        self.effects.changed()
 
         def on_progress(done: int, total: int) -> None:
             progress.report("converting", done, total)
-            self.changed()
+            self.effects.changed()
 
         folder.parent.mkdir(parents=True, exist_ok=True)
-        await self.converter.convert(file, folder, on_progress)
+        await self.effects.converter.convert(file, folder, on_progress)
         if record.status is ModelStatus.CONVERTING:
             record.move(ModelEvent.LOAD)
 
