@@ -1,15 +1,11 @@
-"""The documents name what the code has: modules, routes, errors, series, keys, figures.
-
-`python -m tests.test_documents` writes the parts that are made from code and results
-anew: what stands between `<!-- made: NAME -->` and `<!-- made: end -->`.
-"""
+"""The documents name what the code has: modules, routes, errors, series, keys."""
 
 from __future__ import annotations
 
 import json
 import re
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
@@ -24,16 +20,14 @@ from cortexd import series
 from cortexd.config import Catalogue, Config
 from cortexd.ctl.arguments import VERBS
 from cortexd.ctl.exits import MEANING
-from ipc.errors import TABLE
 from ipc.eventlog import EventLog
 from ipc.page import BOUNDS_S, COUNTERS, GAUGES, SERIES
 from neurond import config as node_config
 from neurond import metrics as node_metrics
 from neurond import operators as node_operators
 from neurond.frontend import metrics as worker_metrics
+from tests.made import DOCS, MADE, ROOT, made_anew
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
 PACKAGES = {
     "ipc": "ipc",
     "neurond": "neurond",
@@ -67,85 +61,11 @@ def ticked(text: str, pattern: str) -> list[str]:
 # ---- what is made from code and results ---------------------------------------------
 
 
-def errors() -> Iterator[str]:
-    yield "| HTTP | code | reference | Retry-After | when |"
-    yield "|---|---|---|---|---|"
-    for row in sorted(TABLE.values(), key=lambda row: row.status):
-        retry = f"{row.retry_after_s} s" if row.retry_after_s else ""
-        yield f"| {row.status} | `{row.code}` | {row.ref} | {retry} | {row.cause} |"
-
-
-def ring() -> Iterator[str]:
-    report = _result("ring")
-    yield _machine(report)
-    yield ""
-    yield (
-        "| transport | size | CPU per message | ratio | producer | consumer"
-        " | one-way p50 | p99 |"
-    )
-    yield "|---|---|---|---|---|---|---|---|"
-    for row in report["rows"]:
-        yield (
-            f"| {row['transport']} | {row['size_bytes']} B | {row['cpu_us']:.2f} µs"
-            f" | {row['cpu_ratio']:.2f} × | {row['producer_us']:.2f} µs"
-            f" | {row['consumer_us']:.2f} µs | {row['latency_p50_us']:.0f} µs"
-            f" | {row['latency_p99_us']:.0f} µs |"
-        )
-
-
-def startup() -> Iterator[str]:
-    report = _result("startup")
-    yield _machine(report)
-    yield ""
-    yield "| way | pid known | ready, median | least | most |"
-    yield "|---|---|---|---|---|"
-    for row in report["rows"]:
-        cells = [
-            f"{row[f'{name}_ms']:.1f} ms"
-            for name in ("forked", "ready", "least", "most")
-        ]
-        yield f"| {row['way']} | {' | '.join(cells)} |"
-    yield ""
-    yield f"exec takes {report['ratio']:.1f} × as long."
-
-
-def _result(name: str) -> Any:
-    return json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
-
-
-def _machine(report: Any) -> str:
-    kernel = re.match(r"\d+\.\d+", report["kernel"])
-    assert kernel is not None
-    return (
-        f"{report['machine']} (virtual), Linux {kernel[0]}, Python {report['python']};"
-        f" medians of {report['rounds']} rounds."
-    )
-
-
-MADE: dict[str, tuple[Path, Callable[[], Iterable[str]]]] = {
-    "errors": (DOCS / "api.md", errors),
-    "ring": (ROOT / "bench" / "RESULTS.md", ring),
-    "startup": (ROOT / "bench" / "RESULTS.md", startup),
-}
-
-
-def made_anew(name: str) -> tuple[str, str]:
-    """The page as it is, and as it ought to be."""
-    path, make = MADE[name]
-    text = path.read_text()
-    head, begin, rest = text.partition(f"<!-- made: {name} -->\n")
-    _, end, tail = rest.partition("<!-- made: end -->")
-    assert begin, f"{path.name} has no place for {name}"
-    assert end, f"{path.name} has no place for {name}"
-    lines = "".join(f"{line}\n" for line in make())
-    return text, f"{head}{begin}\n{lines}\n{end}{tail}"
-
-
 @pytest.mark.parametrize("name", MADE)
 def test_what_is_made_from_code_or_results_is_up_to_date(name: str) -> None:
     now, wanted = made_anew(name)
 
-    assert now == wanted, "stale; run: python -m tests.test_documents"
+    assert now == wanted, "stale; run: python -m tests.made"
 
 
 # ---- ARCHITECTURE -------------------------------------------------------------------
@@ -257,7 +177,7 @@ def _keys(cls: type[Any], prefix: str) -> Iterator[tuple[str, str]]:
 def _default(field: Field[Any]) -> str:
     """As TOML; "" where the key is required or has no default worth naming."""
     make = field.default_factory
-    value = field.default if make is MISSING else cast("Callable[[], Any]", make)()
+    value = field.default if make is MISSING else make()
     if value in (MISSING, None, ""):
         return ""
     return json.dumps(value)
@@ -315,8 +235,3 @@ def test_every_link_between_pages_leads_somewhere(path: Path) -> None:
     local = [link for link in links if "://" not in link]
 
     assert [link for link in local if not (path.parent / link).exists()] == []
-
-
-if __name__ == "__main__":
-    for made_name, (made_path, _) in MADE.items():
-        made_path.write_text(made_anew(made_name)[1])
