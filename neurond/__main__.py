@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+from pathlib import Path
 
 from ipc import daemon, listeners, paths
 from ipc.bugs import report_to
@@ -58,10 +59,19 @@ async def _serve(settings: config.Config) -> int:
 
 def _folders(told: config.Paths) -> Folders:
     return Folders(
-        state=told.state or paths.state_dir(_DAEMON),
-        cache=told.cache or paths.cache_dir(_DAEMON),
-        runtime=told.runtime or paths.runtime_dir(_DAEMON),
+        state=_made(told.state) if told.state else paths.state_dir(_DAEMON),
+        cache=_made(told.cache) if told.cache else paths.cache_dir(_DAEMON),
+        runtime=_made(told.runtime) if told.runtime else paths.runtime_dir(_DAEMON),
     )
+
+
+def _made(folder: Path) -> Path:
+    """Raises OSError naming it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"{folder}: {error.strerror}") from error
+    return folder
 
 
 def _sockets(node: config.Node) -> Sockets:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ipc.child import Child, Exit, Reaper
 from ipc.link import LinkClosed, LinkFull, create_link
@@ -108,3 +110,11 @@ class DeviceProcess:
 
     def _exited(self, _child: Child, end: Exit) -> None:
         self._listener.on_exit(self, end)
+
+
+def fault_fact(
+    name: str, chain: tuple[str, ...], kind: str = "device"
+) -> dict[str, Any]:
+    """How a life ended, as the facts show it; without last words, how it exited."""
+    now_s = time.time()
+    return {"class": kind, "type": name, "chain": list(chain), "time_s": now_s}

@@ -22,7 +22,7 @@ from typing import Any
 from ipc.child import Exit, Reaper
 from ipc.messages import Fault, Hello, LinkDown, LinkUp, Stop
 from ipc.status import PageView, Phase
-from neurond.deviceprocess import DeviceProcess, Listener
+from neurond.deviceprocess import DeviceProcess, Listener, fault_fact
 from neurond.discovery import DeviceSpec
 from neurond.forker import Forker, ForkFailed
 from neurond.odometer import Odometer
@@ -88,6 +88,7 @@ class DeviceSlot:
         self._num_unproductive = 0
         self._num_failed_forks = 0
         self._is_end_ordered = False
+        self._has_said_why = False
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -128,7 +129,7 @@ class DeviceSlot:
         self.generation += 1
         self._move(DeviceEvent.SPAWN)
         self._hello = None
-        self._is_end_ordered = False
+        self._is_end_ordered = self._has_said_why = False
         self._overdue = 0
         self._born_s = time.monotonic()
         listener = Listener(self._take, self._nonsense, self._exited)
@@ -211,7 +212,7 @@ class DeviceSlot:
 
     async def _start(self, process: DeviceProcess) -> None:
         told = {"kind": self.spec.kind, "generation": self.generation}
-        order = ("device", self.name, {**self._settings, **told})
+        order = ("device", self.name, self._settings | told)
         try:
             await process.start(self._forker, order, self._boot_deadline_s)
         except ForkFailed as error:
@@ -230,24 +231,23 @@ class DeviceSlot:
                 self._owner.on_hello(self)
             case Fault():
                 self.reason = message.chain[0] if message.chain else message.type
-                self.last_fault = {
-                    "class": message.fault_class,
-                    "type": message.type,
-                    "chain": list(message.chain),
-                    "time_s": time.time(),
-                }
+                self._has_said_why = True
+                kind, chain = message.fault_class, message.chain
+                self.last_fault = fault_fact(message.type, chain, kind)
                 self._owner.on_message(self, message)
             case _:
                 self._owner.on_message(self, message)
 
-    def _nonsense(self, process: DeviceProcess, _cause: str) -> None:
+    def _nonsense(self, process: DeviceProcess, cause: str) -> None:
         if process is self._process:
-            self.kill("it talks nonsense on its link")
+            self.kill(f"it talks nonsense on its link: {cause}")
 
     def _exited(self, process: DeviceProcess, end: Exit) -> None:
         if process is not self._process:
             return  # it was written off
         process.read()  # its last words
+        if self.state not in _OVER and not self._has_said_why:
+            self.last_fault = fault_fact(str(end), ())
         self._charge(process.view())
         self._ended(self.reason or str(end))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ipc.child import Child, spawn
-from ipc.launch import METRICS_FOLDER, launch
+from ipc.launch import METRICS_FOLDER, forget_gauges, launch
 from neurond.config import Config
 from neurond.frontend.settings import WorkerSettings, frontend_settings
 
@@ -58,6 +58,7 @@ class Launch:
     folders: Folders
 
     def frontend(self) -> Child:
+        forget_gauges(self.folders.metrics)
         limits = self.config.limits
         worker = WorkerSettings(
             node=self.node,

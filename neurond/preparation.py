@@ -1,17 +1,16 @@
 """From a model's source to a folder that a device can load.
 
-Supervisor. Reading the disk happens in an executor, a conversion in a process of its
-own; here stands only who waits for what.
+Supervisor. The disk is read in threads that nobody waits for, a conversion runs in a
+process of its own; here stands only who waits for what.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from neurond import sources
+from neurond import disk, sources
 from neurond.effects import Effects
 from neurond.modelrecord import ModelRecord
 from neurond.stages import WITH_CONVERSION, Progress
@@ -24,11 +23,8 @@ class Preparation:
 
     async def run(self, record: ModelRecord) -> None:
         """The record has its folder and what it will hold. Raises ServiceError."""
-        loop = asyncio.get_running_loop()
-        spec = record.spec
-        source = await loop.run_in_executor(
-            None, sources.resolve, spec, self.effects.cache
-        )
+        spec, cache = record.spec, self.effects.cache
+        source = await disk.read(lambda: sources.resolve(spec, cache))
         record.digest = source.digest
         if source.kind == "fake":
             _build_fake(record, source.folder)
@@ -36,7 +32,8 @@ class Preparation:
         if source.file is not None and not sources.is_converted(source):
             await self._convert(record, source.file, source.folder)
         record.folder = str(source.folder)
-        record.needed_bytes = sources.weight_bytes(source.folder)
+        folder, model = source.folder, record.spec.id
+        record.needed_bytes = await disk.read(lambda: sources.checked(model, folder))
 
     async def _convert(self, record: ModelRecord, file: Path, folder: Path) -> None:
         progress = record.progress = Progress(WITH_CONVERSION, time.monotonic())

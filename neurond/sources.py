@@ -59,9 +59,10 @@ def resolve(model: Model, cache: Path) -> Source:
     if path.is_file() and path.suffix == ".gguf":
         digest = _digest(path)
         return Source("gguf", cache / "models" / digest, path, digest)
-    raise HostError(
+    raise ClientError(
         f"the source of model {model.id} is no model folder and no .gguf file",
-        code="load_failed",
+        code="model_source_invalid",
+        param="source",
         chain=(f"source: {model.source}",),
     )
 
@@ -70,8 +71,14 @@ def is_converted(source: Source) -> bool:
     return (source.folder / "config.json").exists()
 
 
-def weight_bytes(folder: Path) -> int:
-    """What the weight files hold on disk."""
+def checked(model: str, folder: Path) -> int:
+    """What the weight files hold on disk. Raises HostError.
+
+    Without a tokenizer the device could load it and nobody could ask it anything.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        text = f"the folder of model {model} has no tokenizer.json"
+        raise HostError(text, code="load_failed")
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
@@ -105,8 +112,10 @@ def _embedded() -> Path:
 
 def _folder(model: str, path: Path) -> Source:
     if not (path / "config.json").exists():
-        raise HostError(
-            f"the folder of model {model} has no config.json", code="load_failed"
+        raise ClientError(
+            f"the folder of model {model} has no config.json",
+            code="model_source_invalid",
+            param="source",
         )
     return Source("folder", path, None, _digest(path / "config.json"))
 

@@ -20,6 +20,7 @@ import signal
 import time
 from typing import Any
 
+from ipc.bugs import run_until
 from ipc.child import (
     EXIT_OK,
     EXIT_PERMANENT,
@@ -73,7 +74,6 @@ class Supervisor:
         self._exit_code = EXIT_OK
         self._wanted_stop = asyncio.Event()
         self._restarts = {"zygote": 0, "frontend": 0, "metrics": 0, "nvml": 0}
-        self._host = host_facts()
         self._reaper = Reaper(self._loop)
         self._chronicle = Chronicle(
             given.journal, given.events, lambda event: self._operators.tell_event(event)
@@ -149,7 +149,7 @@ class Supervisor:
         self._loop.add_signal_handler(signal.SIGHUP, self._refuse_reload)
         self._start()
         ticking = self._loop.create_task(self._tick())
-        await self._wanted_stop.wait()
+        await run_until(self._wanted_stop, [ticking])
         await self._stop()
         ticking.cancel()
         await asyncio.gather(ticking, return_exceptions=True)
@@ -205,7 +205,7 @@ class Supervisor:
             started_s=self._started_s,
             is_stopping=self._is_stopping,
             listen=self._given.listeners.bound(sockets),
-            host=self._host,
+            host=host_facts(),
             cuda_problem=self._given.cuda_problem,
             foreign_bytes=self._gpus.foreign_bytes(),
         )

@@ -18,6 +18,11 @@ from neurond.serving.edge import Request, Response, read_json
 
 _MAX_BODY_BYTES = 1 << 20
 _MAX_CHARS = 1024
+_NOT_YET: dict[str, tuple[object, ...]] = {
+    "tensor_parallel": (None, 1),
+    "evict": (None, []),
+}
+"""Fields that would change what is done, and the values that ask for nothing."""
 _GRACE_S = 5.0
 """The supervisor's own deadline comes first, and with a better reason."""
 
@@ -63,6 +68,10 @@ def load_args(body: object) -> dict[str, Any]:
     if document.get("pinned") is not None:
         known["pinned"] = fields.flag(document, "pinned")
     known["devices"] = _devices(document.get("devices"))
+    for name in _NOT_YET:
+        if document.get(name) not in _NOT_YET[name]:
+            words = f"{name} is not supported yet"
+            raise ClientError(words, code="unsupported_parameter", param=name)
     return {name: value for name, value in known.items() if value is not None}
 
 

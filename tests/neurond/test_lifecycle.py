@@ -115,7 +115,7 @@ async def test_a_source_that_is_not_there_fails_with_its_reason(tmp_path: Path) 
     error = await error_of(node, node.life.load("lost", {}))
     assert "no model folder" in error.message
     failed = dict(node.noted)["model.load_failed"]
-    assert failed["code"] == "CX-LOAD-FAILED"
+    assert failed["code"] == "CX-MODEL-SOURCE"
     assert failed["cause"] == "source: /nowhere"
 
 
@@ -247,6 +247,8 @@ async def test_a_gguf_is_converted_first_and_shows_how_far(tmp_path: Path) -> No
     node.conversions.progress(1, 2)
     assert record.progress is not None
     assert record.progress.position(0.0).percent == 30.0
+    node.conversions.asked[0].mkdir(parents=True)
+    (node.conversions.asked[0] / "tokenizer.json").write_text("{}")
     node.conversions.end.set_result(None)
     await until(lambda: node.slot.loads)
     assert node.status("new") is ModelStatus.LOADING

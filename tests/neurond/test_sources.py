@@ -63,9 +63,9 @@ def test_a_folder_is_served_where_it_is(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match=r"has no config\.json") as caught:
+    with pytest.raises(ClientError, match=r"has no config\.json") as caught:
         sources.resolve(Model("tiny", str(tmp_path)), tmp_path)
-    assert caught.value.code == "load_failed"
+    assert caught.value.status == 422
 
 
 def test_a_gguf_file_goes_into_the_cache_under_its_digest(tmp_path: Path) -> None:
@@ -83,9 +83,9 @@ def test_a_gguf_file_goes_into_the_cache_under_its_digest(tmp_path: Path) -> Non
 def test_what_is_neither_is_refused_without_a_path_for_the_client(
     source: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(HostError, match="no model folder") as caught:
+    with pytest.raises(ClientError, match="no model folder") as caught:
         sources.resolve(Model("tiny", source), tmp_path)
-    assert caught.value.code == "load_failed"
+    assert caught.value.code == "model_source_invalid"
     assert source not in caught.value.message
     assert caught.value.chain == (f"source: {source}",)
 
@@ -138,4 +138,12 @@ def test_weights_are_what_the_safetensors_files_hold(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(bytes(10))
     (tmp_path / "b.safetensors").write_bytes(bytes(7))
     (tmp_path / "tokenizer.json").write_bytes(bytes(99))
-    assert sources.weight_bytes(tmp_path) == 17
+    assert sources.checked("tiny", tmp_path) == 17
+
+
+def test_a_folder_without_a_tokenizer_is_refused_before_it_is_loaded(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.safetensors").write_bytes(bytes(10))
+    with pytest.raises(HostError, match=r"has no tokenizer\.json"):
+        sources.checked("tiny", tmp_path)
