@@ -1,7 +1,7 @@
 """The `cortexd` command: read the configuration, open the sockets, supervise.
 
 exit 0    stopped as asked            100  the configuration must change first
-exit 111  a socket is in use by somebody else; try again later
+exit 70   cannot go on, start again   111  a socket is in use; try again later
 """
 
 from __future__ import annotations

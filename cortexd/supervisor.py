@@ -6,6 +6,7 @@ waits for no child; what it knows of the fleet it was told by the fleet process.
     SIGTERM ─▶ frontend drains ─▶ fleet and metrics end ─▶ exit 0
     a child dies ─▶ it is started again; the others don't notice
     a child exits with 100 ─▶ all stop, exit 100
+    a bug of ours          ─▶ exit 70, the children die with us
 
 Invariant: every wait has a deadline, and nothing is left behind by a stop.
 """
@@ -25,7 +26,7 @@ from cortexd.following import follow_topics
 from cortexd.launch import Launch
 from cortexd.operators import Operators
 from ipc import listeners
-from ipc.bugs import report_to
+from ipc.bugs import report_to, run_until
 from ipc.child import EXIT_OK, EXIT_PERMANENT, Child, Exit, Reaper, become_subreaper
 from ipc.eventlog import EventLog
 from ipc.journal import Journal
@@ -98,7 +99,7 @@ class Supervisor:
         ]
         self._note("gateway.started")
         self._announce()
-        await self._wanted_stop.wait()
+        await run_until(self._wanted_stop, tasks)
         await self._stop()
         for task in tasks:
             task.cancel()

@@ -1,5 +1,6 @@
 """The commands of both daemons: read the configuration, then serve until the end.
 
+exit 70   cannot go on: nobody expected this, the journal has the cause
 exit 100  the configuration must change first
 exit 111  a socket is in use, or the host is short of something; try again later
 else      what `serve` says
@@ -18,7 +19,10 @@ import uvloop
 
 import ipc
 from ipc import paths
-from ipc.child import EXIT_PERMANENT, EXIT_TEMPORARY, set_title
+from ipc.bugs import where
+from ipc.child import EXIT_PERMANENT, EXIT_RESTART, EXIT_TEMPORARY, set_title
+from ipc.errors import cause_chain
+from ipc.journal import Journal
 from ipc.settings import ConfigError
 
 T = TypeVar("T")
@@ -43,8 +47,21 @@ def run(
         code: int = uvloop.run(serve(settings))
         return code
     except OSError as error:
-        print(f"{daemon}: {error.strerror or error}", file=sys.stderr)
+        print(f"{daemon}: {_words(error)}", file=sys.stderr)
         return EXIT_TEMPORARY
+    except Exception as error:  # the supervisor's border
+        Journal(daemon).error(
+            "the supervisor failed",
+            event="bug",
+            cause=" <- ".join(cause_chain(error)),
+            where=where(error),
+        )
+        return EXIT_RESTART
+
+
+def _words(error: OSError) -> str:
+    words = error.strerror or str(error)
+    return f"{error.filename}: {words}" if error.filename else words
 
 
 def _arguments(daemon: str, description: str, file: str) -> argparse.Namespace:

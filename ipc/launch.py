@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ipc.child import Child, pass_settings, spawn
@@ -37,3 +38,12 @@ def launch(
         )
     finally:
         os.close(settings_fd)
+
+
+def forget_gauges(folder: Path) -> None:
+    """Before a front end starts: what workers said of their present ended with them.
+
+    An arbiter forgets the workers that it survives; its own death takes all of them.
+    """
+    for left in folder.glob("gauge_live*"):
+        left.unlink(missing_ok=True)

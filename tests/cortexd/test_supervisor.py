@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,28 @@ def test_a_port_in_use_is_one_line_and_worth_another_try(tmp_path: Path) -> None
 
     assert not gateway.control.exists()
     assert gateway.errors.read_text() == f"cortexd: {address}: Address already in use\n"
+
+
+def test_requests_that_died_with_the_arbiter_are_not_in_flight(
+    gateway: Gateway, node: NodeStub
+) -> None:
+    node.does.num_frames = 10_000
+    node.does.pause_s = 0.05
+    with gateway.streaming() as client:
+        read_until(client, b"w2 ")
+        assert in_flight(gateway) == 1
+        gateway.children()[FRONTEND].kill()
+        until(lambda: gateway.children().keys() == ALL)
+
+    until(lambda: in_flight(gateway) == 0)
+
+
+def in_flight(gateway: Gateway) -> float:
+    address = f"http://{gateway.metrics_address}/metrics"
+    with urllib.request.urlopen(address, timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    name = "cortexd_requests_in_flight "
+    return sum(float(line.removeprefix(name)) for line in lines if name in line[:27])
 
 
 def with_metrics(folder: Path, command: str) -> Gateway:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import ipc
-from ipc.child import EXIT_PERMANENT, EXIT_TEMPORARY
+from ipc.child import EXIT_PERMANENT, EXIT_RESTART, EXIT_TEMPORARY
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -25,6 +25,13 @@ def load(path, environ):
 async def serve(word):
     if word == "taken":
         raise OSError(98, "0.0.0.0:1: Address already in use")
+    if word == "unwritable":
+        open("/proc/nowhere/file", "w")
+    if word == "bug":
+        try:
+            raise KeyError("handle")
+        except KeyError as error:
+            raise RuntimeError("no longer known") from error
     print(open("/proc/self/comm").read(), end="")
     return 70
 
@@ -64,6 +71,27 @@ def test_a_socket_that_is_taken_is_one_line_and_temporary(tmp_path: Path) -> Non
     ended = run("--config", str(file))
     assert ended.returncode == EXIT_TEMPORARY
     assert ended.stderr == "testd: 0.0.0.0:1: Address already in use\n"
+
+
+def test_a_file_that_is_in_the_way_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "test.toml"
+    file.write_text("unwritable")
+    ended = run("--config", str(file))
+    assert ended.returncode == EXIT_TEMPORARY
+    assert ended.stderr == "testd: /proc/nowhere/file: No such file or directory\n"
+
+
+def test_a_bug_is_one_line_with_its_cause_and_asks_for_a_restart(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "test.toml"
+    file.write_text("bug")
+    ended = run("--config", str(file))
+    assert ended.returncode == EXIT_RESTART
+    assert len(ended.stderr.splitlines()) == 1
+    assert "error: the supervisor failed" in ended.stderr
+    assert "RuntimeError: no longer known <- KeyError: 'handle'" in ended.stderr
+    assert "<string>:20 serve" in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from ipc.child import Reaper, spawn
 from ipc.keeper import Keeper, end
-from ipc.launch import launch
+from ipc.launch import forget_gauges, launch
 from ipc.paths import emptied
 from ipc.unixsocket import bind_unix
 from tests.ipc.processkit import open_fds, until
@@ -102,3 +102,10 @@ def test_a_socket_that_cannot_be_had_is_named(tmp_path: Path) -> None:
     path = tmp_path / "gone" / "control.sock"
     with pytest.raises(FileNotFoundError, match=str(path)):
         bind_unix(path, socket.SOCK_STREAM, 0o600)
+
+
+def test_what_dead_workers_said_of_their_present_is_forgotten(tmp_path: Path) -> None:
+    for name in ("gauge_livesum_1.db", "gauge_liveall_2.db", "counter_1.db"):
+        (tmp_path / name).touch()
+    forget_gauges(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["counter_1.db"]
