@@ -21,7 +21,7 @@ from cortexd.documents import Documents
 from cortexd.feed import Feed
 from cortexd.nodes import endpoint
 from cortexd.nodes.pool import Pool
-from cortexd.relay import Relay, RelayLimits
+from cortexd.relay import Relay
 from cortexd.resources.chat import ChatResource
 from cortexd.resources.models import ModelResource, ModelsResource
 from cortexd.resources.state import HealthResource, VersionResource
@@ -58,9 +58,7 @@ class Worker:
             pools=self._pools,
             accounts=accounts,
             journal=journal,
-            limits=RelayLimits(
-                given.gateway.idle_timeout_s, given.gateway.stall_timeout_s
-            ),
+            idle_timeout_s=given.gateway.idle_timeout_s,
             is_stopping=lambda: self._is_stopping,
         )
         app = self._routes(relay, accounts, given)

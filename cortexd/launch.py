@@ -14,7 +14,7 @@ from typing import Any
 
 from cortexd.config import Settings
 from ipc.child import Child
-from ipc.launch import METRICS_FOLDER, launch
+from ipc.launch import METRICS_FOLDER, forget_gauges, launch
 
 _WORKER_APP = "cortexd.app:create"
 _CHILD_EXIT = "cortexd.series:mark_dead"
@@ -47,6 +47,7 @@ class Launch:
         return self._spawn("fleet", given, self.sockets.fleet)
 
     def frontend(self) -> Child:
+        forget_gauges(self.metrics_folder)
         gateway = self.settings.config.gateway
         given = {
             "title_prefix": "cortexd",
@@ -55,6 +56,7 @@ class Launch:
             "workers": gateway.workers,
             "graceful_timeout_s": gateway.drain_s,
             "header_deadline_s": gateway.header_deadline_s,
+            "write_stall_s": gateway.stall_timeout_s,
             "preload": [_WORKER_APP.partition(":")[0]],
             "extra": {
                 # clients get the host's name only where the operator chose so (S51)

@@ -43,12 +43,6 @@ class Ask:
     body_for: Callable[[str], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class RelayLimits:
-    idle_timeout_s: float
-    stall_timeout_s: float
-
-
 class Setback(Exception):
     """An attempt that another node may make good; else this is the answer."""
 
@@ -67,14 +61,14 @@ class Relay:
         pools: Mapping[str, Pool],
         accounts: Accounts,
         journal: Journal,
-        limits: RelayLimits,
+        idle_timeout_s: float,
         is_stopping: Callable[[], bool],
     ) -> None:
         self._snapshot = snapshot
         self._pools = pools
         self._accounts = accounts
         self._journal = journal
-        self._limits = limits
+        self._idle_timeout_s = idle_timeout_s
         self._is_stopping = is_stopping
 
     async def answer(self, ask: Ask, account: Account) -> Whole | RelayStream:
@@ -143,7 +137,7 @@ class Relay:
         return RelayStream(
             answer,
             account,
-            Party(ask.request_id, target.node, self._limits.stall_timeout_s),
+            Party(ask.request_id, target.node),
             journal=self._journal,
             is_stopping=self._is_stopping,
         )
@@ -151,7 +145,7 @@ class Relay:
     def _patience(self, ask: Ask, target: Serve) -> Patience:
         """A stream's node is never silent for long. One that makes a whole answer is,
         so there its being up is the sign of life (S46)."""
-        idle_s = self._limits.idle_timeout_s
+        idle_s = self._idle_timeout_s
         if ask.stream:
             return Patience(idle_s)
         return Patience(idle_s, lambda: self._snapshot().is_up(target.node))

@@ -2,7 +2,8 @@
 
 Gateway worker. Frames go through whole; the end is always said: the node's own terminal
 event, or an error event of ours when the node dies, falls silent or talks nonsense. A
-client that is gone, or reads nothing for too long, ends the exchange with the node.
+client that is gone ends the exchange with the node; the server (ipc.asgi) cuts off one
+that reads nothing, which is the same here.
 
     frames … ─▶ terminal event of the node ─▶ end            outcome ok or broken
              └▶ node gone ─▶ error event ─▶ end              outcome broken
@@ -13,7 +14,6 @@ Invariant: no stream ends without exactly one terminal event, unless its client 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,11 +28,10 @@ from neurond.serving.openai import error_event
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """For whom, and how long it may read nothing."""
+    """Who talks to whom."""
 
     request_id: str
     node: str
-    stall_timeout_s: float
 
 
 class RelayStream:
@@ -55,8 +54,6 @@ class RelayStream:
         self._frames = Frames()
         self._first = b""
         self._ended = False
-        self._sent_s: float | None = None
-        self._stall_timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Wait for the first frame: until it is there, another node may take over.
@@ -73,7 +70,6 @@ class RelayStream:
         return self
 
     async def __anext__(self) -> bytes:
-        self._sent_s = None
         if self._ended:
             raise StopAsyncIteration
         try:
@@ -82,7 +78,6 @@ class RelayStream:
             data = self._broken(error)
         if not data:
             raise StopAsyncIteration
-        self._watch_client()
         return data
 
     async def close(self) -> None:
@@ -157,28 +152,3 @@ class RelayStream:
     def _end(self) -> None:
         self._ended = True
         self._answer.release()
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-
-    # ---- the client's pace ----------------------------------------------------------
-
-    def _watch_client(self) -> None:
-        """`send` is about to block for as long as the client reads nothing."""
-        loop = asyncio.get_running_loop()
-        self._sent_s = loop.time()
-        if self._stall_timer is None and not self._ended:
-            task = asyncio.current_task()
-            self._stall_timer = loop.call_later(
-                self._party.stall_timeout_s, self._look_at_client, loop, task
-            )
-
-    def _look_at_client(
-        self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[object] | None
-    ) -> None:
-        """One timer per stream, not one per frame."""
-        waited_s = 0.0 if self._sent_s is None else loop.time() - self._sent_s
-        left_s = self._party.stall_timeout_s - waited_s
-        if left_s <= 0 and task is not None:
-            task.cancel()
-            return
-        self._stall_timer = loop.call_later(left_s, self._look_at_client, loop, task)

@@ -335,9 +335,11 @@ def test_a_client_that_reads_nothing_is_given_up(
     node: NodeStub, gateway: Gateway
 ) -> None:
     node.does.chat = "flood"
+    before = figures(gateway).get("client_gone", 0)
 
     with gateway.streaming():
         until(lambda: node.left == 1, STALL_S * 10)
+        until(lambda: figures(gateway).get("client_gone", 0) == before + 1)
 
 
 # ---- refusals of the gateway --------------------------------------------------------
