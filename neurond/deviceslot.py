@@ -230,7 +230,8 @@ class DeviceSlot:
                 self.memory_total_bytes = message.memory_total_bytes
                 self._owner.on_hello(self)
             case Fault():
-                self.reason = message.chain[0] if message.chain else message.type
+                # goes out over HTTP; the texts of the chain may name files (S51)
+                self.reason = f"{message.fault_class} fault, {message.type}"
                 self._has_said_why = True
                 kind, chain = message.fault_class, message.chain
                 self.last_fault = fault_fact(message.type, chain, kind)

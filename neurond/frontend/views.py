@@ -17,6 +17,7 @@ Facts = Mapping[str, Any]
 HEALTHY = ("ready", "impaired")
 _NODE_KEYS = ("schema", "node", "boot_id", "residency", "state", "time_s", "started_s")
 _INSIDE = ("folder",)
+_FAULT_KEYS = ("class", "type", "time_s")
 
 
 def etag(facts: Facts) -> str:
@@ -68,8 +69,15 @@ def discovery(facts: Facts) -> dict[str, Any]:
         "version": facts["version"],
         "listen": facts.get("listen", {}),
         "host": host,
-        "devices": facts["devices"],
+        "devices": [_device(fact) for fact in facts["devices"]],
     }
+
+
+def _device(fact: Facts) -> dict[str, Any]:
+    """A fault by its class and type; its causes may name files."""
+    fault = fact.get("last_fault")
+    shown = {key: fault.get(key) for key in _FAULT_KEYS} if fault else None
+    return {**fact, "last_fault": shown}
 
 
 def version(facts: Facts) -> dict[str, Any]:

@@ -512,6 +512,7 @@ def test_sigterm_lets_a_stream_end_closes_idle_connections_and_exits_0(
     frontend: Starter,
 ) -> None:
     front = frontend(workers=2).start()
+    until(lambda: front.notes().count("lifespan.startup") == 2)
     idle, stream = front.connect(), front.connect()
     idle.sendall(GET % b"worker")
     read_until(idle, b"]}")

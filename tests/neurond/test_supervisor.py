@@ -124,7 +124,7 @@ def test_s12_a_device_that_stands_still_in_a_step_is_killed_by_its_deadline(
     [
         ("exit111", "exit 111 (temporary)"),
         ("segv", "killed by SIGSEGV"),
-        ("device_assert", "device-side assert"),
+        ("device_assert", "device fault, AcceleratorError"),
     ],
 )
 def test_each_way_to_die_is_told_apart_and_survived(
@@ -142,6 +142,10 @@ def test_each_way_to_die_is_told_apart_and_survived(
     if fault == "device_assert":
         last = node.device(device)["last_fault"]
         assert (last["class"], last["type"]) == ("device", "AcceleratorError")
+        assert "device-side assert" in last["chain"][0]
+        shown = node.http.get("/discovery")
+        assert b"device-side assert" not in shown.body
+        assert b"AcceleratorError" in shown.body
 
 
 def test_s02_s06_what_a_request_does_to_itself_costs_no_device(node: Node) -> None:

@@ -173,7 +173,8 @@ def stop_newborn(node: Node, device: str, old_pid: int) -> bool:
         return False
     os.kill(pid, signal.SIGSTOP)
     assert node.device(device)["state"] == "starting", "too late: it runs"
-    assert psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    stopped = psutil.Process(pid)
+    node.wait(lambda: stopped.status() == psutil.STATUS_STOPPED, "it goes on")
     return True
 
 
