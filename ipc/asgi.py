@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import signal
 from http import HTTPStatus
 from typing import Any
@@ -140,12 +141,20 @@ class HttpProtocol(ASGIProtocol):  # type: ignore[misc]
     ) -> None:
         """As gunicorn's, with a body that clients of the API can read."""
         row = TABLE[_CODES.get(status, "invalid_request_error")]
-        error = {"message": message, "type": row.openai_type, "code": row.code}
-        body = json.dumps({"error": {**error, "param": None}}).encode()
+        request_id = f"req_{secrets.token_hex(12)}"
+        error = {
+            "message": message,
+            "type": row.openai_type,
+            "param": None,
+            "code": row.code,
+            "request_id": request_id,
+        }
+        body = json.dumps({"error": error}).encode()
         headers = [
             ("content-type", "application/json"),
             ("content-length", str(len(body))),
             ("connection", "close"),
+            ("x-request-id", request_id),
             *([("retry-after", str(row.retry_after_s))] if row.retry_after_s else []),
             *extra_headers,
         ]

@@ -345,6 +345,16 @@ def test_a_client_that_reads_nothing_is_given_up(
 # ---- refusals of the gateway --------------------------------------------------------
 
 
+def test_s41_what_is_no_request_is_refused_with_an_id_too(gateway: Gateway) -> None:
+    with socket.create_connection(gateway.address, 5) as client:
+        client.sendall(b"GET / HTTP/9.9\r\n\r\n")
+        head, _, body = read_until(client, b"}}").partition(b"\r\n\r\n")
+
+    error = json.loads(body)["error"]
+    assert error["request_id"].startswith("req_")
+    assert f"x-request-id: {error['request_id']}".encode() in head.lower()
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "status", "code"),
     [
