@@ -43,6 +43,11 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "cortexctl") -> int:
     output = _output(args)
     if args.verb == "help":
         return _help(args, output)
+    return _guarded(args, output)
+
+
+def _guarded(args: Namespace, output: Output) -> int:
+    """Whatever ends the run: a code, never a traceback."""
     try:
         return _run(args, output)
     except KeyboardInterrupt:
@@ -51,6 +56,10 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "cortexctl") -> int:
         # `cortexctl events | head`: the reader has enough; nothing may be flushed now
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.DONE
+    except OSError as error:  # a full disk under `cortexctl … > file`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output.say(f"cortexctl: {error.strerror or error}")
+        return Exit.FAILED
 
 
 def _run(args: Namespace, output: Output) -> int:

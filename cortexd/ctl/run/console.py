@@ -18,7 +18,8 @@ _TONES = (("error: ", "bad"), ("warning: ", "busy"))
 
 
 class Console:
-    """Writes whole lines, never through the middle of the bar."""
+    """Writes whole lines, never through the middle of the bar. A reader that is gone is
+    no reason to stop serving: then the lines are lost."""
 
     def __init__(self, stream: TextIO, screen: Screen) -> None:
         self._stream = stream
@@ -57,7 +58,10 @@ class Console:
         self._progress.show(model)
 
     def _write(self, text: str) -> None:
-        if self._progress:
-            self._progress.clear()
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        try:
+            if self._progress:
+                self._progress.clear()
+            self._stream.write(text + "\n")
+            self._stream.flush()
+        except OSError:
+            return

@@ -111,7 +111,10 @@ class Session:
     async def _start(self) -> Ready:
         node = self._parts[0]
         for part in self._parts:
-            part.prepare(self._facts.get(node.name, {}))
+            try:
+                part.prepare(self._facts.get(node.name, {}))
+            except OSError as error:
+                raise StartError(f"{part.name} can't be prepared: {error}") from error
             self._launch(part)
             await self._watch(part)
         while not isinstance(verdict := self._look(), Ready):

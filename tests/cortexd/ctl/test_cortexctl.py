@@ -25,6 +25,7 @@ from tests.cortexd.ctl.running import (
     until,
 )
 from tests.cortexd.ctl.standin import MODEL
+from tests.harness import ROOT
 
 HEAVY = {"torch", "transformers", "numpy", "asyncio", "uvloop", "gunicorn", "falcon"}
 
@@ -382,3 +383,20 @@ def test_a_missing_socket_that_was_asked_for_is_named(tmp_path: Path) -> None:
     assert run.returncode == Exit.UNREACHABLE
     assert str(path) in run.stderr
     until(lambda: not path.exists(), "nothing was created")
+
+
+def test_a_full_disk_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "cortexd.ctl", "explain"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        "cortexctl: No space left on device\n",
+    )

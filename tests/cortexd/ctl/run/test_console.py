@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 
 from cortexd.ctl.run.console import Console
@@ -60,3 +61,12 @@ def test_without_a_terminal_progress_is_lines_of_the_same_form() -> None:
     console.progress({"id": "tiny", "stage": "weights", "percent": 40})
 
     assert re.fullmatch(r"\d\d:\d\d:\d\d cortex  tiny .* 40%.*\n", out.getvalue())
+
+
+def test_lines_are_lost_when_nobody_reads_them() -> None:
+    with open("/dev/full", "w") as full:
+        console = Console(full, Screen())
+
+        console.say("ready")
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())

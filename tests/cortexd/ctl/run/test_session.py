@@ -186,6 +186,18 @@ def test_a_start_that_takes_too_long_says_what_it_waited_for(run: _Run) -> None:
     )
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(run: _Run) -> None:
+    def refuse(_facts: Any) -> None:
+        raise PermissionError(13, "Permission denied", "/srv/etc")
+
+    run.part = lambda kind: Part(kind, ["true"], run.run_dir, refuse)  # type: ignore[method-assign]
+
+    assert run.go() == 1
+    assert (
+        "can't be prepared: [Errno 13] Permission denied: '/srv/etc'" in run.lines[-1]
+    )
+
+
 def test_a_command_that_does_not_exist_is_one_line(run: _Run) -> None:
     session = Session(
         Part("neurond", ["/nonexistent/neurond"], run.run_dir / "x"),
