@@ -63,7 +63,7 @@ class Outcome:
         answers = ", ".join(f"{self.answers[kind]} {kind}" for kind in kinds)
         fds = ", ".join(f"{who} {a}->{b}" for who, (a, b) in self.fds.items())
         return (
-            f"{self.kills} kills ({self.early_kills} of devices that came up): "
+            f"{self.kills} kills ({self.early_kills} of devices just coming up): "
             f"{answers}; longest {self.longest_s:.2f} s\n"
             f"descriptors: {fds}; supervisor {self.growth_bytes >> 10:+} KiB; "
             f"leaks: {'; '.join(self.leaks) or 'none'}"
