@@ -121,7 +121,7 @@ check: lint coverage
 # torn one, which combine skips with a warning.
 coverage: $(STAMPS)/torch $(STAMPS)/dev
 	@rm -rf $(COVERAGE_FOLDER) && mkdir -p $(COVERAGE_FOLDER)
-	@$(COVERAGE) run -m pytest $(ARGS)
+	@$(COVERAGE) run -m pytest -m "not drill" $(ARGS)
 	@$(COVERAGE) combine --quiet $(COVERAGE_FOLDER)
 	@$(COVERAGE) report --skip-covered --show-missing --fail-under=90 \
 	--omit='neurond/device/*,$(call commas,$(PURE))'

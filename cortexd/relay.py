@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cortexd.answers import Whole, checked
-from cortexd.nodes.http import NodeError, Unreachable
+from cortexd.nodes.http import NodeError, Silent, Unreachable
 from cortexd.nodes.pool import Answer, Patience, Pool, Request
 from cortexd.router import Decision, Serve, decide, resolve
 from cortexd.series import NO_MODEL, Account, Accounts
@@ -144,15 +144,20 @@ class Relay:
 
     def _patience(self, ask: Ask, target: Serve) -> Patience:
         """A stream's node is never silent for long. One that makes a whole answer is,
-        so there its being up is the sign of life (S46)."""
+        so there its being up is the sign of life (S46). A node that is down by now is
+        not waited for in either case."""
         idle_s = self._idle_timeout_s
-        if ask.stream:
-            return Patience(idle_s)
-        return Patience(idle_s, lambda: self._snapshot().is_up(target.node))
+
+        def goes_on(silent_s: float) -> bool:
+            is_short = silent_s < idle_s or not ask.stream
+            return is_short and self._snapshot().is_up(target.node)
+
+        return Patience(idle_s, goes_on)
 
     def _told(self, error: NodeError, ask: Ask, target: Serve) -> ServiceError:
         """What the client gets if no other node can serve; the rest is written down."""
-        away = isinstance(error, Unreachable)
+        is_gone = isinstance(error, Silent) and not self._snapshot().is_up(target.node)
+        away = is_gone or isinstance(error, Unreachable)
         self._journal.warning(
             "a node gave no answer",
             event="node.no_answer",

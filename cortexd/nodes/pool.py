@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cortexd.nodes.endpoint import Endpoint
 from cortexd.nodes.http import Connection, Lost, Silent, Unreachable
 
+T = TypeVar("T")
+
 _MAX_IDLE = 128
+_SLICE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +35,22 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long silence may last; `goes_on` decides whether to wait once more."""
+    """How long silence may last: `idle_s`, or as long as `goes_on` says.
+
+    It is asked after each slice of silence, with the seconds that it has lasted, so
+    that a node which hangs is given up as soon as it is known to.
+    """
 
     idle_s: float
-    goes_on: Callable[[], bool] = lambda: False
+    goes_on: Callable[[float], bool] | None = None
+
+    def lasts(self, silent_s: float) -> bool:
+        return self.goes_on(silent_s) if self.goes_on else silent_s < self.idle_s
+
+    def slice_s(self, silent_s: float) -> float:
+        """How long to wait before it is asked again."""
+        left_s = self.idle_s - silent_s
+        return min(_SLICE_S, left_s) if left_s > 0 else min(_SLICE_S, self.idle_s)
 
 
 class Answer:
@@ -47,21 +63,22 @@ class Answer:
 
     async def head(self) -> None:
         """Raises Lost, Silent."""
-        while True:
-            try:
-                await self._used.head(idle_s=self._patience.idle_s)
-                return
-            except Silent:
-                if not self._patience.goes_on():
-                    raise
+        await self._patiently(self._used.head)
 
     async def read(self) -> bytes:
         """What has come of the body; b"" at the end. Raises Lost, Silent."""
+        return await self._patiently(self._used.read)
+
+    async def _patiently(self, wait: Callable[..., Awaitable[T]]) -> T:
+        """Raises Lost, Silent."""
+        silent_s = 0.0
         while True:
+            slice_s = self._patience.slice_s(silent_s)
             try:
-                return await self._used.read(idle_s=self._patience.idle_s)
+                return await wait(idle_s=slice_s)
             except Silent:
-                if not self._patience.goes_on():
+                silent_s += slice_s
+                if not self._patience.lasts(silent_s):
                     raise
 
     async def read_all(self, limit_bytes: int) -> bytes:

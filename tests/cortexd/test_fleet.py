@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -152,3 +154,27 @@ def test_a_model_that_is_loaded_or_unloaded_moves_the_requests(
     until(lambda: gateway.chat("new").status == 503)
 
     assert gateway.chat("new").error["code"] == "no_healthy_node"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_s14_a_node_that_hangs_holds_a_request_only_until_it_is_known_to(
+    gateway: Gateway, nodes: tuple[NodeStub, NodeStub], stream: bool
+) -> None:
+    """Its connections stay open and nothing comes: polls find out, not timeouts."""
+    a, _ = nodes
+    a.does.chat, a.does.pause_s = "answer", 40.0
+    begun_s = time.monotonic()
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(gateway.chat, "only-on-a", stream=stream)
+        until(lambda: any(r.path.endswith("completions") for r in a.asked))
+        a.does.mute = True
+        answer = asked.result(20)
+
+    assert time.monotonic() - begun_s < 15
+    if stream:  # its head came before it hung
+        assert b'"error"' in answer.body
+        assert b"[DONE]" not in answer.body
+    else:
+        assert (answer.status, answer.error["code"]) == (503, "no_healthy_node")
+        assert int(answer.headers["retry-after"]) >= 1

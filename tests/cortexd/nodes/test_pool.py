@@ -213,7 +213,7 @@ def test_s46_silence_may_go_on_while_the_node_is_alive(node: NodeStub) -> None:
     asked = []
 
     async def work(pool: Pool) -> None:
-        patience = Patience(0.1, lambda: not asked.append(1))  # type: ignore[func-returns-value]
+        patience = Patience(0.1, lambda silent_s: not asked.append(silent_s))  # type: ignore[func-returns-value]
         answer = await pool.request(WHOLE, patience)
         assert await answer.read_all(LIMIT) == completion()
         answer.release()
