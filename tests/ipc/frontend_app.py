@@ -26,7 +26,10 @@ def build(extra: dict[str, Any]) -> App:
     """The factory; it fails while a file stands in its way."""
     if Path(extra["obstacle"]).exists():
         raise RuntimeError("told not to boot")
-    time.sleep(extra.get("boot_s", 0))
+    if "boot_s" in extra:
+        with open(extra["log"], "a") as file:
+            file.write("booting\n")
+        time.sleep(extra["boot_s"])
     return App(Path(extra["log"]), extra)
 
 

@@ -548,7 +548,7 @@ def test_a_stream_longer_than_the_drain_is_cut_and_the_exit_is_0(
 
 def test_sigterm_during_the_boot_does_not_wait_for_anybody(frontend: Starter) -> None:
     front = frontend(workers=2, extra={"boot_s": 30}).start()
-    until(front.workers)
+    until(lambda: front.notes().count("booting") == 2)
     begun_s = time.monotonic()
     assert front.stop() == 0
     assert time.monotonic() - begun_s < 5
