@@ -10,9 +10,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from cortexd.ctl.exits import Exit
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; returns the exit code."""
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:  # before anything was started that could be stopped
+        return Exit.INTERRUPTED
+
+
+def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["run"]:
         from cortexd.ctl.run.__main__ import main as run
