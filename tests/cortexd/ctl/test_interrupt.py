@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Iterator
 
 from cortexd.ctl import cortex
 
 
-def test_ctrl_c_at_the_very_start_is_an_exit_code_and_no_traceback(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def interrupted(_words: object) -> int:
+class Interrupted(list[str]):
+    """A command line during whose reading Ctrl-C comes."""
+
+    def __iter__(self) -> Iterator[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cortexd.ctl.run.__main__.main", interrupted)
-    assert cortex.main(["run"]) == 130
+
+def test_ctrl_c_at_the_very_start_is_an_exit_code_and_no_traceback() -> None:
+    assert cortex.main(Interrupted(["run"])) == 130
