@@ -16,7 +16,6 @@ from typing import Any
 import falcon.asgi
 
 from cortexd import config, documents
-from cortexd.auth import Open
 from cortexd.documents import Documents
 from cortexd.feed import Feed
 from cortexd.nodes import endpoint
@@ -69,7 +68,7 @@ class Worker:
     ) -> falcon.asgi.App[Any, Any]:
         app: falcon.asgi.App[Any, Any] = falcon.asgi.App(middleware=[self])
         body_bytes = given.gateway.body_bytes
-        chat = ChatResource(relay, accounts, Open(), body_bytes=body_bytes)
+        chat = ChatResource(relay, accounts, body_bytes=body_bytes)
         app.add_route("/v1/chat/completions", chat)
         app.add_route("/v1/models", ModelsResource(self.documents))
         app.add_route("/v1/models/{model:path}", ModelResource(self.documents))

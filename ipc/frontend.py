@@ -29,6 +29,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
 from ipc.asgi import HttpWorker
+from ipc.bugs import where
 from ipc.errors import cause_chain
 from ipc.journal import Journal
 from ipc.process import die_with_parent, set_title
@@ -200,14 +201,7 @@ def _cause(record: logging.LogRecord) -> dict[str, str]:
     error = record.exc_info[1] if record.exc_info else None
     if error is None:
         return {}
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    fields = {"cause": " <- ".join(cause_chain(error))}
-    if trace is not None:
-        code = trace.tb_frame.f_code
-        fields["where"] = f"{code.co_filename}:{trace.tb_lineno} {code.co_qualname}"
-    return fields
+    return {"cause": " <- ".join(cause_chain(error)), "where": where(error)}
 
 
 def _function(name: str) -> Callable[..., Any]:

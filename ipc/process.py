@@ -17,6 +17,7 @@ import fcntl
 import os
 import signal
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -52,6 +53,14 @@ def die_with_parent(
 def become_subreaper() -> None:
     """Children of our dead children become ours instead of init's."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def be_first_to_go() -> None:
+    """When memory runs out, the kernel shall end what can be started again."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("500")
+    except OSError:
+        pass  # a sandbox without /proc; then the kernel chooses by size
 
 
 def close_fds_except(keep: Iterable[int]) -> None:

@@ -1,14 +1,13 @@
 """What the NVML child reports: memory of each GPU, and how much of it is not ours.
 
 Supervisor. NVML may block for ever; then readings stop coming and nothing else happens
-here (S38). The last ones stay, with their age.
+here (S38). The last ones stay.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,8 +16,6 @@ import msgpack
 from ipc.child import Child, Exit, Reaper
 from ipc.keeper import Keeper
 from ipc.packet import PacketClosed, PacketTruncated, receive_packet
-
-_FRESH_S = 5.0
 
 
 class GpuWatch:
@@ -34,13 +31,7 @@ class GpuWatch:
         self._loop = asyncio.get_running_loop()
         self._line: socket.socket | None = None
         self._readings: Mapping[str, Mapping[str, Any]] = {}
-        self._heard_s = 0.0
         self.keeper = Keeper("nvml", self._spawn, reaper, on_exit)
-
-    @property
-    def is_silent(self) -> bool:
-        """No reading for too long: NVML hangs, or its child does."""
-        return time.monotonic() > self._heard_s + _FRESH_S
 
     def start(self) -> None:
         self.keeper.start()
@@ -79,7 +70,6 @@ class GpuWatch:
             return
         if received is not None:
             self._readings = msgpack.unpackb(received[0])
-            self._heard_s = time.monotonic()
 
 
 def _foreign(row: Mapping[str, Any], ours: set[int]) -> int:

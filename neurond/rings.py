@@ -29,10 +29,6 @@ class Rings:
         self._journal = journal
         self._workers: dict[int, WorkerLink] = {}
 
-    @property
-    def num_workers(self) -> int:
-        return len(self._workers)
-
     def worker_attached(self, worker: WorkerLink) -> None:
         self._workers[worker.id] = worker
         for device in self._devices():

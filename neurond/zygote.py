@@ -42,8 +42,6 @@ from ipc.packet import PacketClosed, close_fds, receive_packet, send_packet
 _PID = struct.Struct("<q")
 _ADOPTION_TIMEOUT_S = 5.0
 _ADOPTION_POLL_S = 0.001
-_OOM_SCORE_ADJ = "500"
-"""The kernel is to take a device, which is respawned, before a supervisor."""
 
 
 def main() -> int:
@@ -136,7 +134,6 @@ class Zygote:
             _await_adoption(self._supervisor_pid)
             die_with_parent(self._supervisor_pid)
             close_fds_except(fds)
-            _raise_oom_score()
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             kind, name, settings = order
             _run(kind, name, settings, fds)
@@ -179,13 +176,6 @@ def _has_gpu_open() -> bool:
         except OSError:
             continue  # the listing's own descriptor
     return False
-
-
-def _raise_oom_score() -> None:
-    try:
-        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ)
-    except OSError:
-        pass  # a hint; some sandboxes forbid it
 
 
 if __name__ == "__main__":

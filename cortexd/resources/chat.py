@@ -9,7 +9,6 @@ import asyncio
 
 import falcon
 
-from cortexd.auth import Open
 from cortexd.peek import peek
 from cortexd.relay import Ask, Relay
 from cortexd.series import Account, Accounts
@@ -22,12 +21,9 @@ _PATH = "/v1/chat/completions"
 
 
 class ChatResource:
-    def __init__(
-        self, relay: Relay, accounts: Accounts, auth: Open, *, body_bytes: int
-    ) -> None:
+    def __init__(self, relay: Relay, accounts: Accounts, *, body_bytes: int) -> None:
         self._relay = relay
         self._accounts = accounts
-        self._auth = auth
         self._body_bytes = body_bytes
 
     async def on_post(self, req: Request, resp: Response) -> None:
@@ -43,7 +39,6 @@ class ChatResource:
             raise
 
     async def _answer(self, req: Request, resp: Response, account: Account) -> None:
-        self._auth.principal(req.headers_lower)
         answer = await self._relay.answer(await self._ask(req), account)
         if isinstance(answer, RelayStream):
             exchange_of(req).on_close(answer.release)

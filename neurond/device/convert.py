@@ -25,6 +25,7 @@ from ipc.child import EXIT_OK, EXIT_TEMPORARY, set_title
 from ipc.errors import ServiceError, cause_chain, error_for
 from ipc.link import Link, LinkClosed
 from ipc.messages import Convert, Converted, LoadFailed, LoadProgress
+from ipc.process import be_first_to_go
 from neurond.device.preload import ENVIRONMENT
 
 STAGE = "converting"
@@ -40,6 +41,7 @@ Tell = Callable[[float], None]
 def main(link_fd: int) -> NoReturn:
     """Serve one Convert order and end the process."""
     set_title("neurond: convert")
+    be_first_to_go()
     link = Link.from_fd(link_fd)
     try:
         code = _serve(link)

@@ -15,7 +15,6 @@ import select
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 from ipc.child import EXIT_OK, EXIT_TEMPORARY, set_title
@@ -34,6 +33,7 @@ from ipc.messages import (
     Unload,
     Unloaded,
 )
+from ipc.process import be_first_to_go
 from ipc.status import Phase, StatusWriter
 from neurond.device.backend import Backend
 from neurond.device.engine import Addressed, Engine
@@ -60,7 +60,7 @@ def main(  # noqa: PLR0913  what the fork hands over
 ) -> NoReturn:
     """Run the device process to its end; never returns into the forking parent."""
     set_title(f"neurond: device {name}")
-    _be_the_first_to_go()
+    be_first_to_go()
     known = DeviceSettings.of(settings)
     journal = Journal("neurond")
     worker = Worker(
@@ -75,14 +75,6 @@ def main(  # noqa: PLR0913  what the fork hands over
     journal.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _be_the_first_to_go() -> None:
-    """When memory runs out, the kernel shall end what can be started again."""
-    try:
-        Path("/proc/self/oom_score_adj").write_text("500")
-    except OSError:
-        pass  # a sandbox without /proc; then the kernel chooses by size
 
 
 def make_backend(kind: str, settings: DeviceSettings) -> Backend:
