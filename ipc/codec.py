@@ -7,7 +7,7 @@ absent at the end, and what a newer peer appended there is cut off.
     wire value      field's type
     int             int, float
     float           float
-    str, bool       the same
+    str, bool, bin  the same
     list            tuple[T, ...], tuple[T, U] of scalars, a dataclass, list[Any]
     map             dict[str, Any]
 
@@ -37,6 +37,7 @@ _SCALARS: dict[Any, frozenset[type]] = {
     float: frozenset({float, int}),
     str: frozenset({str}),
     bool: frozenset({bool}),
+    bytes: frozenset({bytes}),
 }
 _LIST = frozenset({list})
 _MAP = frozenset({dict})

@@ -5,7 +5,8 @@ Used by every process of a node. On the wire a message is a msgpack list
 the protocol: append fields with defaults at the end, never reorder.
 
 Ring, down (front end → device): Submit, Cancel
-Ring, up   (device → front end): Accepted, Progress, Tokens, Finished, Failed, SlabsFree
+Ring, up   (device → front end): Accepted, Progress, Tokens, Finished, Failed,
+                                  SlabsFree, PromptScores, Vector
 Link, down (supervisor → device): Attach (+ fds), Detach, Load, Unload, Stop, Convert
 Link, up   (device → supervisor): Hello, LoadProgress, Loaded, LoadFailed, Unloaded,
                                   Fault, Converted
@@ -21,126 +22,21 @@ from typing import Any, ClassVar, get_args
 from ipc.codec import MAX_MESSAGE_BYTES as MAX_MESSAGE_BYTES
 from ipc.codec import Codec
 from ipc.codec import MessageError as MessageError
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is drawn from the logits; all fields resolved, none absent."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    min_tokens: int = 0
-    ignore_eos: bool = False
-    logprobs: int = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Run one sequence. `ids[num_prompt:]` were emitted before (resume, D6).
-
-    `max_tokens` counts emitted tokens in all, those of earlier attempts included.
-    `deadline_s` is seconds from arrival; 0 = none. `slabs` name shared slabs with
-    pixels.
-    """
-
-    kind: ClassVar[int] = 1
-    id: int
-    attempt: int
-    model: str
-    ids: tuple[int, ...]
-    num_prompt: int
-    choice: int
-    seed: int
-    sampling: Sampling
-    max_tokens: int
-    stop_ids: tuple[int, ...]
-    grammar: str
-    principal: str
-    priority: int
-    deadline_s: float
-    cache_salt: str
-    slabs: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Stop working for this request; no answer follows."""
-
-    kind: ClassVar[int] = 2
-    id: int
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """Admitted; `position` in the queue (0 = running), `cached` prompt tokens."""
-
-    kind: ClassVar[int] = 16
-    id: int
-    position: int
-    cached: int
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Prefill: `done` of `total` prompt tokens."""
-
-    kind: ClassVar[int] = 17
-    id: int
-    done: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRow:
-    """New ids of one sequence; `start` = number emitted before them."""
-
-    id: int
-    start: int
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """One decode step for one worker: a row per sequence of its own."""
-
-    kind: ClassVar[int] = 18
-    rows: tuple[TokenRow, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """`reason`: stop (a stop id or EOS) or length. Counts are tokens."""
-
-    kind: ClassVar[int] = 19
-    id: int
-    reason: str
-    num_prompt: int
-    num_emitted: int
-    num_cached: int
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The request ended without an answer; `error` is `ServiceError.to_wire()`."""
-
-    kind: ClassVar[int] = 20
-    id: int
-    error: list[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class SlabsFree:
-    """The device has read these slabs."""
-
-    kind: ClassVar[int] = 21
-    slabs: tuple[int, ...]
+from ipc.ringmessages import Accepted as Accepted
+from ipc.ringmessages import Cancel as Cancel
+from ipc.ringmessages import Failed as Failed
+from ipc.ringmessages import Finished as Finished
+from ipc.ringmessages import Progress as Progress
+from ipc.ringmessages import PromptScores as PromptScores
+from ipc.ringmessages import RingDown as RingDown
+from ipc.ringmessages import RingUp as RingUp
+from ipc.ringmessages import Sampling as Sampling
+from ipc.ringmessages import SlabsFree as SlabsFree
+from ipc.ringmessages import Submit as Submit
+from ipc.ringmessages import TokenRow as TokenRow
+from ipc.ringmessages import Tokens as Tokens
+from ipc.ringmessages import TopScores as TopScores
+from ipc.ringmessages import Vector as Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +171,6 @@ class Converted:
     size_bytes: int
 
 
-RingDown = Submit | Cancel
-RingUp = Accepted | Progress | Tokens | Finished | Failed | SlabsFree
 LinkDown = Attach | Detach | Load | Unload | Stop | Convert
 LinkUp = Hello | LoadProgress | Loaded | LoadFailed | Unloaded | Fault | Converted
 Message = RingDown | RingUp | LinkDown | LinkUp

@@ -32,12 +32,17 @@ COUNTERS = (
     "nan_total",
     "steps_total",
     "ring_full_total",
+    "computed_tokens_total",
+    "preempted_total",
+    "out_of_memory_total",
+    "grammar_errors_total",
 )
 GAUGES = (
     "running",
     "waiting",
     "kv_used_bytes",
     "kv_budget_bytes",
+    "kv_cached_bytes",
     "memory_free_bytes",
     "memory_resident_bytes",
 )

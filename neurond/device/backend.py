@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ipc.errors import ServiceError
-from ipc.messages import Load, LoadProgress
+from ipc.messages import Load, LoadProgress, TopScores
 
 if TYPE_CHECKING:
     from neurond.device.sequence import Sequence
@@ -24,6 +24,24 @@ class Memory:
 
     total_bytes: int
     free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSpec:
+    """How a model's KV cache is measured.
+
+    A page holds K and V of `page_tokens` tokens in every layer; the pool has
+    `max_pages` of them, numbered from 0. `state_bytes` is the recurrent state of one
+    sequence, 0 where there is none. `shares` = pages may serve several sequences;
+    without it the backend keeps a cache of its own per sequence and pages are only
+    counted.
+    """
+
+    page_tokens: int = 64
+    page_bytes: int = 0
+    max_pages: int = 1 << 20
+    state_bytes: int = 0
+    shares: bool = False
 
 
 @dataclass(slots=True)
@@ -39,6 +57,7 @@ class Resident:
     body: Any = field(repr=False, default=None)
     slot: int = -1
     last_used_s: float = 0.0
+    cache: CacheSpec = field(default_factory=CacheSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +73,33 @@ class Work:
         return self.num_ids == self.sequence.num_pending
 
 
-Outcome = int | ServiceError | None
-"""The drawn token; why this row alone failed; nothing yet (more prefill to come)."""
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a forward gave for one work.
+
+    `token` is None where none was due (more prefill to come, a vector, only scores).
+    `logprob` and `top` are the token's, where asked. `prompt` has (logprob, top) for
+    each id of the work that is a prompt token but the first, where asked. `vector` is a
+    finished embedding.
+    """
+
+    token: int | None = None
+    logprob: float | None = None
+    top: TopScores = ()
+    prompt: tuple[tuple[float, TopScores], ...] = ()
+    vector: bytes | None = None
+
+
+Outcome = Row | ServiceError
+"""An error is why this row alone failed."""
 
 LoadSteps = Generator[LoadProgress, None, Resident]
 """A load in slices of at most about 50 ms, so that running streams go on."""
 
 
 class Backend(Protocol):
-    """`max_rows` = how many one-id rows a forward takes."""
+    """Pages are handed out by the engine; `sequence.pages[i]` holds its tokens
+    [i * page_tokens, (i + 1) * page_tokens). One forward is for one model."""
 
     name: str
     max_rows: int
@@ -76,11 +113,34 @@ class Backend(Protocol):
 
     def unload(self, model: Resident) -> None: ...
 
+    def prepare(self, sequence: Sequence) -> None:
+        """Check and build what it needs (its grammar) before it is accepted.
+
+        Raises ServiceError.
+        """
+
     def forward(self, works: Listing[Work]) -> list[Outcome]:
-        """One outcome per work, in order. Raises when the forward as a whole failed."""
+        """One outcome per work, in order: chunks of prefill and decode rows mixed.
+
+        Raises when the forward as a whole failed.
+        """
 
     def release(self, sequence: Sequence) -> None:
-        """Drop the sequence's cache."""
+        """Drop what the backend keeps for the sequence; its pages are the engine's."""
+
+    def clear_pages(self, model: Resident, pages: Listing[int]) -> None:
+        """Zero them before they are used again: NaN would leak through a mask."""
+
+    def copy_page(
+        self, model: Resident, source: int, target: int, num_tokens: int
+    ) -> None:
+        """Copy the first `num_tokens` of a page, so that a sequence may write on."""
+
+    def save_state(self, sequence: Sequence) -> Any:
+        """A copy of its recurrent state, valid for its `num_computed`."""
+
+    def load_state(self, sequence: Sequence, state: Any) -> None:
+        """Begin from a saved state; it may be used again by others."""
 
     def probe(self) -> None:
         """Compute something known. Raises when the device can't be trusted."""

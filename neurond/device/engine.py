@@ -145,11 +145,11 @@ class Engine:
                 after.append(self._fail(sequence, outcome))
                 continue
             sequence.num_computed += work.num_ids
-            if outcome is None:
+            if outcome.token is None:
                 done, total = sequence.num_computed, len(sequence.ids)
                 after.append((sequence.worker, Progress(sequence.id, done, total)))
             else:
-                row, ended = self._take(sequence, outcome)
+                row, ended = self._take(sequence, outcome.token)
                 rows.setdefault(sequence.worker, []).extend(row)
                 after += ended
         tokens: list[Addressed] = [(w, Tokens(tuple(r))) for w, r in rows.items() if r]

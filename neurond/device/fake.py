@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from ipc.errors import TABLE, error_for
 from ipc.messages import Load, LoadProgress
-from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Work
+from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Row, Work
 from neurond.device.fakescript import IM_END, VOCAB_SIZE, Script, script_for
 from neurond.device.sequence import Sequence as Running
 from neurond.device.verdict import nan_error
@@ -106,6 +106,23 @@ class FakeBackend:
         self._fire_model_fault(works[0].sequence.model.body)
         return [self._row(w, s) for w, s in zip(works, scripts, strict=True)]
 
+    def prepare(self, sequence: Running) -> None:
+        pass
+
+    def clear_pages(self, model: Resident, pages: Sequence[int]) -> None:
+        pass
+
+    def copy_page(
+        self, model: Resident, source: int, target: int, num_tokens: int
+    ) -> None:
+        pass
+
+    def save_state(self, sequence: Running) -> Any:
+        return None
+
+    def load_state(self, sequence: Running, state: Any) -> None:
+        pass
+
     def release(self, sequence: Running) -> None:
         sequence.cache = None
 
@@ -126,7 +143,7 @@ class FakeBackend:
 
     def _row(self, work: Work, script: Script) -> Outcome:
         if not work.draws:
-            return None
+            return Row()
         sequence = work.sequence
         index = sequence.num_emitted
         fault = script.fault_now(index, sequence.submit.attempt)
@@ -135,7 +152,7 @@ class FakeBackend:
         if fault:
             self._fire(fault)
         token = script.token(index)
-        return ord(".") if token in sequence.banned_ids else token
+        return Row(ord(".") if token in sequence.banned_ids else token)
 
     def _fire(self, kind: str) -> None:
         if kind == "device_assert":

@@ -19,7 +19,7 @@ import torch
 
 from ipc.messages import Load
 from neurond.device import loader
-from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Work
+from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Row, Work
 from neurond.device.probe import probe
 from neurond.device.sampler import draw, is_plain_greedy, uniform
 from neurond.device.sequence import Sequence
@@ -65,6 +65,23 @@ class TorchBackend:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def prepare(self, sequence: Sequence) -> None:
+        pass
+
+    def clear_pages(self, model: Resident, pages: Listing[int]) -> None:
+        pass
+
+    def copy_page(
+        self, model: Resident, source: int, target: int, num_tokens: int
+    ) -> None:
+        pass
+
+    def save_state(self, sequence: Sequence) -> Any:
+        return None
+
+    def load_state(self, sequence: Sequence, state: Any) -> None:
+        pass
+
     def release(self, sequence: Sequence) -> None:
         sequence.cache = None
 
@@ -85,7 +102,7 @@ class TorchBackend:
             return _draw(logits, sequence)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # a fault shows in its own step
-        return None
+        return Row()
 
 
 def _new_cache(body: loader.Body) -> Any:
@@ -118,8 +135,8 @@ def _draw(logits: torch.Tensor, sequence: Sequence) -> Outcome:
     if not torch.isfinite(best).item():
         return nan_error()
     if is_plain_greedy(submit.sampling, banned):
-        return int(token.item())
-    return draw(
+        return Row(int(token.item()))
+    token_id = draw(
         logits.float().cpu().numpy(),
         submit.sampling,
         prompt=submit.ids[: submit.num_prompt],
@@ -127,6 +144,7 @@ def _draw(logits: torch.Tensor, sequence: Sequence) -> Outcome:
         banned=banned,
         number=uniform(submit.seed, submit.choice, sequence.num_emitted),
     )
+    return Row(token_id)
 
 
 def _cuda_memory(device: torch.device) -> Memory:

@@ -21,11 +21,14 @@ class Sequence:
     """Owned by the engine; `cache` belongs to the backend alone."""
 
     __slots__ = (
+        "arrived_s",
         "cache",
         "expires_s",
         "ids",
         "model",
+        "num_cached",
         "num_computed",
+        "pages",
         "stop_ids",
         "submit",
         "worker",
@@ -39,7 +42,10 @@ class Sequence:
         self.model = model
         self.ids = list(submit.ids)
         self.num_computed = 0
+        self.num_cached = 0
+        self.pages: list[int] = []
         self.cache: Any = None
+        self.arrived_s = now_s
         self.expires_s = now_s + submit.deadline_s if submit.deadline_s > 0 else 0.0
         eos_ids = () if submit.sampling.ignore_eos else model.eos_ids
         self.stop_ids = frozenset((*submit.stop_ids, *eos_ids))
@@ -79,4 +85,5 @@ class Sequence:
 
     def finished(self, reason: str) -> Finished:
         submit = self.submit
-        return Finished(submit.id, reason, submit.num_prompt, self.num_emitted, 0)
+        counts = (submit.num_prompt, self.num_emitted, self.num_cached)
+        return Finished(submit.id, reason, *counts)

@@ -67,6 +67,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         float: st.floats(allow_nan=False),
         str: TEXT,
         bool: st.booleans(),
+        bytes: st.binary(max_size=20),
     }
     return plain[hint]
 
@@ -109,7 +110,7 @@ def test_fields_that_a_newer_peer_appended_are_ignored(
 
 
 def test_fields_appended_inside_a_message_are_ignored_too() -> None:
-    row = [7, 0, [1, 2], [], "new", "fields"]
+    row = [7, 0, [1, 2], [], [], "new", "fields"]
     expected = Tokens((TokenRow(7, 0, (1, 2)),))
     assert decode(packed(Tokens.kind, [row])) == expected
 
@@ -117,14 +118,14 @@ def test_fields_appended_inside_a_message_are_ignored_too() -> None:
 def test_fields_with_defaults_may_be_absent_at_the_end() -> None:
     assert decode(packed(Tokens.kind, [[7, 0, [1]]])) == Tokens((TokenRow(7, 0, (1,)),))
     wire = unpacked(encode(_submit()))
-    assert decode(packed(*wire[:-1])) == _submit()
+    assert decode(packed(*wire[:-2])) == _submit()
     with pytest.raises(MessageError, match="Submit: 14 fields of 15"):
-        decode(packed(*wire[:-2]))
+        decode(packed(*wire[:-3]))
 
 
 PROTOCOL = """
 1 Submit id attempt model ids num_prompt choice seed sampling max_tokens stop_ids
-    grammar principal priority deadline_s cache_salt slabs
+    grammar principal priority deadline_s cache_salt slabs embed
 2 Cancel id
 16 Accepted id position cached
 17 Progress id done total
@@ -132,6 +133,8 @@ PROTOCOL = """
 19 Finished id reason num_prompt num_emitted num_cached
 20 Failed id error
 21 SlabsFree slabs
+22 PromptScores id start logprobs top
+23 Vector id values
 32 Attach worker generation sealed
 33 Detach worker
 34 Load model folder dtype quant context options
@@ -146,8 +149,9 @@ PROTOCOL = """
 53 Fault fault_class type code chain model generation requests
 54 Converted target size_bytes
 - Sampling temperature top_p top_k min_p repetition_penalty presence_penalty
-    frequency_penalty logit_bias min_tokens ignore_eos logprobs
-- TokenRow id start ids logprobs
+    frequency_penalty logit_bias min_tokens ignore_eos logprobs typical_p
+    prompt_logprobs
+- TokenRow id start ids logprobs top
 """
 
 
@@ -166,9 +170,9 @@ def names_of(cls: type[Any]) -> list[str]:
 
 def test_positions_on_the_wire_are_the_order_of_the_fields() -> None:
     wire = unpacked(encode(_submit(logit_bias=((5, -1.0),))))
-    bias = [1.0, 1.0, 0, 0.0, 1.0, 0.0, 0.0, [[5, -1.0]], 0, False, -1]
+    bias = [1.0, 1.0, 0, 0.0, 1.0, 0.0, 0.0, [[5, -1.0]], 0, False, -1, 1.0, -1]
     head = [1, 42, 1, "m", [1, 2, 3], 3, 0, 9, bias]
-    assert wire == [*head, 16, [2], "", "p", 0, 0.5, "", []]
+    assert wire == [*head, 16, [2], "", "p", 0, 0.5, "", [], False]
 
 
 def _submit(**sampling: Any) -> Submit:
