@@ -18,12 +18,13 @@ from neurond.device.backend import Resident
 
 
 class Sequence:
-    """Owned by the engine; `cache` belongs to the backend alone."""
+    """Owned by the engine; `cache` and `grammar` belong to the backend alone."""
 
     __slots__ = (
         "arrived_s",
         "cache",
         "expires_s",
+        "grammar",
         "ids",
         "model",
         "num_cached",
@@ -45,6 +46,7 @@ class Sequence:
         self.num_cached = 0
         self.pages: list[int] = []
         self.cache: Any = None
+        self.grammar: Any = None
         self.arrived_s = now_s
         self.expires_s = now_s + submit.deadline_s if submit.deadline_s > 0 else 0.0
         eos_ids = () if submit.sampling.ignore_eos else model.eos_ids
