@@ -56,7 +56,7 @@ class Lifecycle:
         self._load_deadline_s = load_deadline_s
         self._drain_s = drain_s
         self._placement = Placement(effects.devices, self.records)
-        self._preparation = Preparation(effects)
+        self.preparation = Preparation(effects)
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     # ---- orders
@@ -180,7 +180,7 @@ class Lifecycle:
 
     async def _load(self, record: ModelRecord) -> None:
         try:
-            await asyncio.wait_for(self._preparation.run(record), self._load_deadline_s)
+            await asyncio.wait_for(self.preparation.run(record), self._load_deadline_s)
             device = await self._placement.find(record, self._load_deadline_s)
         except TimeoutError:
             text = "the model's files could not be made ready in time"

@@ -4,6 +4,7 @@ Supervisor. Answers about what is are cut from the facts document; orders go to 
 lifecycle and the device slots.
 
     status models devices version settings metrics   what is
+    files {model_id}                                  where its tokenizer is
     events {since, limit}                             what was
     load unload {model_id, wait, if_match, …}         answers {status, model, version}
     respawn {device}   stop                           orders
@@ -54,7 +55,7 @@ class Operators:
     ) -> None:
         self._orders = orders
         self._config = config
-        own = ("version", "settings", "metrics", "load", "unload", "respawn")
+        own = ("version", "settings", "metrics", "files", "load", "unload", "respawn")
         self._server = ControlServer(
             listener,
             {
@@ -88,6 +89,15 @@ class Operators:
 
     async def _metrics_op(self, _args: Facts, _peer: Peer) -> Facts:
         return self._orders.metrics()
+
+    async def _files_op(self, args: Facts, _peer: Peer) -> Facts:
+        model = loadorder.model_id(args)
+        lifecycle = self._orders.lifecycle
+        record = lifecycle.records.get(model)
+        if record is None:
+            words = f"model {model} is not known here"
+            raise error_for("model_not_found", words, param="model")
+        return {"folder": str(await lifecycle.preparation.held(record))}
 
     # ---- orders
 

@@ -10,7 +10,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ipc.errors import error_for
 from neurond import disk, sources
+from neurond.config import Model
 from neurond.effects import Effects
 from neurond.modelrecord import ModelRecord
 from neurond.stages import WITH_CONVERSION, Progress
@@ -27,13 +29,29 @@ class Preparation:
         source = await disk.read(lambda: sources.resolve(spec, cache))
         record.digest = source.digest
         if source.kind == "fake":
-            _build_fake(record, source.folder)
+            _build_fake(spec, source.folder)
+            record.folder = str(source.folder)
+            record.needed_bytes = int(spec.options.get("memory_bytes", 0))
             return
         if source.file is not None and not sources.is_converted(source):
             await self._convert(record, source.file, source.folder)
         record.folder = str(source.folder)
         folder, model = source.folder, record.spec.id
         record.needed_bytes = await disk.read(lambda: sources.checked(model, folder))
+
+    async def held(self, record: ModelRecord) -> Path:
+        """Where the model's tokenizer is, whether it is loaded or not.
+
+        Raises ServiceError: no such files, or a GGUF that was never converted.
+        """
+        spec, cache = record.spec, self.effects.cache
+        source = await disk.read(lambda: sources.resolve(spec, cache))
+        if source.kind == "fake":
+            _build_fake(spec, source.folder)
+        elif not await disk.read(lambda: sources.has_tokenizer(source.folder)):
+            text = f"the files of model {spec.id} are not prepared yet; load it once"
+            raise error_for("no_healthy_node", text)
+        return source.folder
 
     async def _convert(self, record: ModelRecord, file: Path, folder: Path) -> None:
         progress = record.progress = Progress(WITH_CONVERSION, time.monotonic())
@@ -50,10 +68,7 @@ class Preparation:
             record.move(ModelEvent.LOAD)
 
 
-def _build_fake(record: ModelRecord, folder: Path) -> None:
+def _build_fake(spec: Model, folder: Path) -> None:
     from neurond.device.fakemodel import build
 
-    context = record.spec.context
-    build(folder, **({"context": context} if context else {}))
-    record.folder = str(folder)
-    record.needed_bytes = int(record.spec.options.get("memory_bytes", 0))
+    build(folder, **({"context": spec.context} if spec.context else {}))

@@ -76,10 +76,14 @@ def checked(model: str, folder: Path) -> int:
 
     Without a tokenizer the device could load it and nobody could ask it anything.
     """
-    if not (folder / "tokenizer.json").is_file():
+    if not has_tokenizer(folder):
         text = f"the folder of model {model} has no tokenizer.json"
         raise HostError(text, code="load_failed")
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file()
 
 
 def check_id(model: str) -> None:

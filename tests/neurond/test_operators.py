@@ -18,8 +18,9 @@ from ipc.messages import LoadFailed
 from ipc.settings import dump
 from ipc.unixsocket import bind_unix
 from neurond import config, facts
-from neurond.config import Config
+from neurond.config import Config, Model
 from neurond.discovery import HostFacts
+from neurond.modelrecord import ModelRecord
 from neurond.operators import Operators, Orders
 from neurond.states import ModelStatus
 from tests.neurond.lifekit import Node
@@ -121,6 +122,27 @@ async def test_models_and_devices_are_cut_from_the_facts(desk: Desk) -> None:
 async def test_version_and_metrics_are_answered(desk: Desk) -> None:
     assert await desk.ask("version") == {"node": "node-1", **facts.versions()}
     assert await desk.ask("metrics") == {"devices": []}
+
+
+@at_desk
+async def test_files_of_a_model_are_found_before_it_was_ever_loaded(desk: Desk) -> None:
+    folder = Path((await desk.ask("files", model_id="tiny"))["folder"])
+    assert (folder / "tokenizer.json").is_file()
+    assert desk.node.life.records["tiny"].status is ModelStatus.UNLOADED
+    assert (await desk.refusal("files", model_id="nope")).code == "model_not_found"
+    assert (await desk.refusal("files")).param == "model_id"
+    lost = await desk.refusal("files", model_id="lost")
+    assert lost.code == "model_source_invalid"
+
+
+@at_desk
+async def test_files_of_a_gguf_that_was_never_converted_have_to_be_prepared(
+    desk: Desk,
+) -> None:
+    source = desk.path.parent / "a.gguf"
+    source.write_bytes(b"GGUF" + bytes(100))
+    desk.node.life.records["g"] = ModelRecord(Model("g", str(source)))
+    assert (await desk.refusal("files", model_id="g")).code == "no_healthy_node"
 
 
 @at_desk
