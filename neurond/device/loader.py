@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from ipc.messages import Load, LoadProgress
+from neurond.device import encoder
 from neurond.device.backend import LoadSteps, Resident
 from neurond.device.weights import Reader, find_entries, refuse
 
@@ -46,10 +47,12 @@ def load(spec: Load, device: torch.device) -> LoadSteps:
     """Yields between slices; returns the resident model. Raises load_failed."""
     folder = Path(spec.folder)
     config = _read_config(folder)
-    model_class = _model_class(config)
+    embedder = encoder.embedder_class(config, folder)
+    model_class = embedder or _model_class(config)
     if spec.quant not in ("", "none"):
         raise refuse(f"quantisation {spec.quant!r} is not supported")
-    dtype = _dtype(spec.dtype, config)
+    told = encoder.dtype_name(spec.dtype, config) if embedder else spec.dtype
+    dtype = _dtype(told, config)
     entries = find_entries(folder)
     total = sum(entry.size_bytes for entry in entries)
     yield LoadProgress(spec.model, "weights", 0, total)
@@ -59,6 +62,9 @@ def load(spec: Load, device: torch.device) -> LoadSteps:
     yield LoadProgress(spec.model, "weights", total, total)
     module = _assemble(model_class, config, reader.tensors, dtype, device)
     yield LoadProgress(spec.model, "warmup", 0, 1)
+    if embedder:
+        size_bytes = _resident_bytes(module)
+        return encoder.resident(spec, folder, module, device, size_bytes)
     body = Body(module, device, _takes(module, "logits_to_keep"))
     _warm_up(body)
     yield LoadProgress(spec.model, "warmup", 1, 1)
@@ -142,6 +148,7 @@ def _assemble(
         output_loading_info=True,
         trust_remote_code=False,
         **where,
+        **encoder.arguments(model_class),
     )
     tensors.clear()
     if missing := sorted(info["missing_keys"]):

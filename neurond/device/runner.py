@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from ipc.messages import Load
-from neurond.device import loader
+from neurond.device import encoder, loader
 from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Row, Work
 from neurond.device.probe import probe
 from neurond.device.sampler import draw, is_plain_greedy, uniform
@@ -90,6 +90,8 @@ class TorchBackend:
 
     def forward(self, works: Listing[Work]) -> list[Outcome]:
         with torch.inference_mode():
+            if isinstance(works[0].sequence.model.body, encoder.EncoderBody):
+                return encoder.forward(works)
             return [self._compute(work) for work in works]
 
     def _compute(self, work: Work) -> Outcome:
