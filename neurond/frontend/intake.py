@@ -18,9 +18,10 @@ from neurond.frontend.node import Facts, Node
 from neurond.serving.devices import DeviceLine, Devices
 from neurond.serving.edge import Request, read_json
 from neurond.serving.generation import Order
-from neurond.serving.library import Library, ServedModel
-from neurond.serving.params import ChatRequest, parse_chat, resolve
+from neurond.serving.library import Library
+from neurond.serving.params import ChatRequest, parse_chat
 from neurond.serving.requests import RequestTable
+from neurond.serving.sampling import Resolved, SamplingRequest, resolve
 
 _TOKENIZER_S = 1.0
 _PRIORITY = 100
@@ -55,17 +56,21 @@ class Intake:
         """Raises ServiceError."""
         body = await read_json(req, limit_bytes=self._body_bytes)
         request = parse_chat(body)
-        fact = self._admit(request.model)
+        fact = self.admit(request.model)
         served = await self._library.get(request.model, timeout_s=_TOKENIZER_S)
         window = int(fact["context"])
         ids = await self._library.prompt_ids(served, request.messages, window=window)
         if not ids:
             raise ClientError("the messages give an empty prompt", param="messages")
-        submit = _submit(request, served, ids, window=window)
-        order = Order(submit, request.n, request.stop, served.tokenizer, request.stream)
-        return Prepared(request, order, self._line(fact))
+        limits = served.limits(window)
+        asked = request.sampling
+        resolved = resolve(asked, limits, num_prompt=len(ids))
+        submit = new_submit(request.model, ids, asked, resolved)
+        order = Order(submit, asked.n, asked.stop, served.tokenizer, request.stream)
+        return Prepared(request, order, self.line(fact))
 
-    def _admit(self, model: str) -> Facts:
+    def admit(self, model: str) -> Facts:
+        """The model's fact. Raises ServiceError: not now, no room."""
         fact = self._node.model(model)
         refusal = admission.refusal(self._node.state, model, fact)
         if refusal is not None or fact is None:
@@ -73,7 +78,8 @@ class Intake:
         self._table.check_room()
         return fact
 
-    def _line(self, fact: Facts) -> DeviceLine:
+    def line(self, fact: Facts) -> DeviceLine:
+        """The way to a device that holds the model. Raises ServiceError."""
         line = self._devices.pick(fact["devices"])
         if line is None:
             words = f"the device of model {fact['id']} is coming back"
@@ -81,22 +87,22 @@ class Intake:
         return line
 
 
-def _submit(
-    request: ChatRequest, served: ServedModel, ids: tuple[int, ...], *, window: int
+def new_submit(
+    model: str, ids: tuple[int, ...], request: SamplingRequest, resolved: Resolved
 ) -> Submit:
-    sampling, max_tokens = resolve(request, served.limits(window), num_prompt=len(ids))
+    """The sequence to run; a seed is minted where the client gave none."""
     seed = secrets.randbits(63) if request.seed is None else request.seed
     return Submit(
         id=0,  # the table numbers it
         attempt=0,
-        model=request.model,
+        model=model,
         ids=ids,
         num_prompt=len(ids),
         choice=0,
         seed=seed & (1 << 63) - 1,
-        sampling=sampling,
-        max_tokens=max_tokens,
-        stop_ids=served.stop_ids,
+        sampling=resolved.sampling,
+        max_tokens=resolved.max_tokens,
+        stop_ids=resolved.stop_ids,
         grammar="",
         principal="",
         priority=_PRIORITY,

@@ -72,3 +72,19 @@ def mapping(body: Body, name: str) -> dict[str, Any]:
     if type(value) is not dict:
         raise invalid(name, "an object", value)
     return value
+
+
+def refuse_unsupported(body: Body, harmless: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises ClientError for a field of `harmless` that asks for something.
+
+    `harmless`: fields that would change the answer and are not supported, each with the
+    values that ask for nothing.
+    """
+    for name in body.keys() & harmless.keys():
+        value = body[name]
+        if value is not None and value not in harmless[name]:
+            raise ClientError(
+                f"{name} is not supported for this model yet",
+                code="unsupported_parameter",
+                param=name,
+            )

@@ -16,14 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from ipc.errors import HostError, ServiceError, cause_chain, error_for
 from neurond.serving.messages import Message
-from neurond.serving.params import ModelLimits, context_error, generation_defaults
 from neurond.serving.prompt import ChatTemplate
+from neurond.serving.sampling import ModelLimits, context_error, generation_defaults
 from neurond.serving.tokenizer import Tokenizer, load
 
 INLINE_CHARS = 8 << 10
@@ -31,19 +31,25 @@ _MESSAGE_CHARS = 64
 _INLINE_LIMIT_S = 0.1
 _LIMIT_S = 5.0
 _THREADS = 2
+_MAX_BORROWED = 2
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What serving knows of one model folder."""
+    """What serving knows of one model folder. `context` 0: it doesn't say."""
 
     tokenizer: Tokenizer
     template: ChatTemplate | None
     defaults: Mapping[str, Any]
     stop_ids: tuple[int, ...]
+    context: int = 0
 
     def limits(self, window: int) -> ModelLimits:
-        return ModelLimits(window, self.tokenizer.vocab_size, self.defaults)
+        vocab_size = self.tokenizer.vocab_size
+        return ModelLimits(window, vocab_size, self.defaults, self.stop_ids)
 
     def prompt_ids(
         self, messages: Sequence[Message], *, window: int, limit_s: float
@@ -76,6 +82,7 @@ def read_model(folder: Path) -> ServedModel:
         template=ChatTemplate(source, *controls) if source else None,
         defaults=generation_defaults(generation),
         stop_ids=_stop_ids(*ends, tokenizer.eos_id),
+        context=_context(config),
     )
 
 
@@ -83,6 +90,9 @@ class Library:
     def __init__(self, read: Callable[[Path], ServedModel] = read_model) -> None:
         self._read = read
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenizer")
+        # one thread: what no device waits for must not take those from what one does
+        self._slow_pool = ThreadPoolExecutor(1, thread_name_prefix="tokens")
+        self._borrowed: dict[tuple[str, str], asyncio.Future[ServedModel]] = {}
         self._folders: dict[str, str] = {}
         self._models: dict[str, asyncio.Future[ServedModel]] = {}
 
@@ -103,13 +113,30 @@ class Library:
         future = self._models.get(model)
         if future is None:
             raise error_for("model_loading", f"model {model} is being loaded")
-        try:
-            return await asyncio.wait_for(asyncio.shield(future), timeout_s)
-        except TimeoutError as error:
-            words = f"the tokenizer of {model} is being loaded"
-            raise error_for("model_loading", words) from error
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise _unreadable(model, error) from error
+        return await _read(model, future, timeout_s)
+
+    def has(self, model: str) -> bool:
+        """Whether it is kept at hand, or will be in a moment."""
+        return model in self._models
+
+    async def borrow(self, model: str, folder: str, *, timeout_s: float) -> ServedModel:
+        """One that is not kept; the last few stay. Raises ServiceError as `get`."""
+        known = self._borrowed.pop((model, folder), None)
+        if known is None or (known.done() and known.exception() is not None):
+            loop = asyncio.get_running_loop()
+            known = loop.run_in_executor(self._slow_pool, self._read, Path(folder))
+            known.add_done_callback(_retrieve)
+        self._borrowed[model, folder] = known  # the last one used is the last to go
+        for name in list(self._borrowed)[:-_MAX_BORROWED]:
+            del self._borrowed[name]
+        return await _read(model, known, timeout_s)
+
+    async def work(self, call: Callable[[], T], *, size: int) -> T:
+        """What `call` returns; off the loop unless what it works on is small."""
+        if size <= INLINE_CHARS:
+            return call()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._slow_pool, call)
 
     async def prompt_ids(
         self, model: ServedModel, messages: Sequence[Message], *, window: int
@@ -124,7 +151,8 @@ class Library:
         )
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._slow_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _weight(message: Message) -> int:
@@ -132,6 +160,18 @@ def _weight(message: Message) -> int:
     fields = message.values()
     texts = [len(v) if type(v) is str else INLINE_CHARS for v in fields]
     return _MESSAGE_CHARS + sum(texts)
+
+
+async def _read(
+    model: str, future: asyncio.Future[ServedModel], timeout_s: float
+) -> ServedModel:
+    try:
+        return await asyncio.wait_for(asyncio.shield(future), timeout_s)
+    except TimeoutError as error:
+        words = f"the tokenizer of {model} is being loaded"
+        raise error_for("model_loading", words) from error
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise _unreadable(model, error) from error
 
 
 def _retrieve(future: asyncio.Future[ServedModel]) -> None:
@@ -155,6 +195,14 @@ def _stop_ids(*values: Any) -> tuple[int, ...]:
         several = value if type(value) is list else [value]
         ids.update(item for item in several if type(item) is int and item >= 0)
     return tuple(sorted(ids))
+
+
+def _context(config: Mapping[str, Any]) -> int:
+    """The window that a config.json names, 0 for none."""
+    text = config.get("text_config")
+    places = (config, text if type(text) is dict else {})
+    named = [place.get(key) for place in places for key in _CONTEXT_KEYS]
+    return next((n for n in named if type(n) is int and n > 0), 0)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

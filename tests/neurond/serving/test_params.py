@@ -10,13 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipc.errors import ClientError
-from neurond.serving.params import (
-    ChatRequest,
-    ModelLimits,
-    generation_defaults,
-    parse_chat,
-    resolve,
-)
+from neurond.serving.params import ChatRequest, parse_chat
+from neurond.serving.sampling import ModelLimits, generation_defaults, resolve
 
 LIMITS = ModelLimits(window=100, vocab_size=1000, defaults={})
 HOSTILE = {
@@ -37,6 +32,7 @@ ACCEPTED = {
     "temperature": {"0", "null"},
     "top_p": {"0", "null"},
     "min_p": {"0", "null"},
+    "typical_p": {"0", "null"},
     "presence_penalty": {"-1", "0", "null"},
     "frequency_penalty": {"-1", "0", "null"},
     "repetition_penalty": {"null"},
@@ -77,32 +73,36 @@ def test_a_hostile_number_is_in_range_or_refused_by_name(
         assert refusal(**{field: value}).param == field
 
 
+STRUCTURED = ("logit_bias", "stop", "stop_token_ids", "logprobs", "top_logprobs")
 JSON = st.sampled_from(list(HOSTILE.values())) | st.integers() | st.floats() | st.text()
 
 
-@given(st.dictionaries(st.sampled_from([*ACCEPTED, "logit_bias", "stop"]), JSON))
+@given(st.dictionaries(st.sampled_from([*ACCEPTED, *STRUCTURED]), JSON))
 def test_any_values_at_all_yield_a_request_or_a_named_field(
     fields: dict[str, Any],
 ) -> None:
     problem = None
     try:
-        resolve(parsed(**fields), LIMITS, num_prompt=10)
+        resolve(parsed(**fields).sampling, LIMITS, num_prompt=10)
     except ClientError as error:
         problem = error.param
     assert problem is None or problem in fields
 
 
 def test_s67_the_newer_spelling_of_max_tokens_wins() -> None:
-    assert parsed(max_tokens=5, max_completion_tokens=7).max_tokens == 7
-    assert parsed(max_tokens=5, max_completion_tokens=None).max_tokens == 5
+    assert parsed(max_tokens=5, max_completion_tokens=7).sampling.max_tokens == 7
+    assert parsed(max_tokens=5, max_completion_tokens=None).sampling.max_tokens == 5
 
 
 def test_s67_without_a_maximum_the_answer_has_the_models_room() -> None:
-    assert resolve(parsed(), LIMITS, num_prompt=40)[1] == 60
+    assert resolve(parsed().sampling, LIMITS, num_prompt=40).max_tokens == 60
 
 
 def test_a_maximum_over_the_window_is_clamped() -> None:
-    assert resolve(parsed(max_tokens=32_000), LIMITS, num_prompt=40)[1] == 60
+    assert (
+        resolve(parsed(max_tokens=32_000).sampling, LIMITS, num_prompt=40).max_tokens
+        == 60
+    )
 
 
 @pytest.mark.parametrize("num_prompt", [100, 101, 5000])
@@ -110,19 +110,19 @@ def test_s74_a_prompt_without_room_for_an_answer_is_refused_with_both_figures(
     num_prompt: int,
 ) -> None:
     with pytest.raises(ClientError) as caught:
-        resolve(parsed(), LIMITS, num_prompt=num_prompt)
+        resolve(parsed().sampling, LIMITS, num_prompt=num_prompt)
     assert caught.value.code == "context_length_exceeded"
     assert caught.value.fields == {"prompt_len": num_prompt, "max": 100}
 
 
 def test_a_prompt_that_leaves_one_token_of_room_is_served() -> None:
-    assert resolve(parsed(), LIMITS, num_prompt=99)[1] == 1
+    assert resolve(parsed().sampling, LIMITS, num_prompt=99).max_tokens == 1
 
 
 def test_s70_request_beats_generation_config_beats_built_in() -> None:
     config = {"temperature": 0.2, "top_p": 0.9, "top_k": 20, "do_sample": True}
     limits = ModelLimits(100, 1000, generation_defaults(config))
-    sampling, _ = resolve(parsed(temperature=0.7), limits, num_prompt=1)
+    sampling = resolve(parsed(temperature=0.7).sampling, limits, num_prompt=1).sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 0.9, 20)
     assert sampling.repetition_penalty == 1.0
 
@@ -130,7 +130,8 @@ def test_s70_request_beats_generation_config_beats_built_in() -> None:
 def test_s70_explicit_zeros_of_the_request_beat_the_models_defaults() -> None:
     defaults = generation_defaults({"temperature": 0.6, "top_k": 20, "min_p": 0.1})
     limits = ModelLimits(100, 1000, defaults)
-    sampling, _ = resolve(parsed(temperature=0, top_k=0, min_p=0), limits, num_prompt=1)
+    asked = parsed(temperature=0, top_k=0, min_p=0).sampling
+    sampling = resolve(asked, limits, num_prompt=1).sampling
     assert (sampling.temperature, sampling.top_k, sampling.min_p) == (0.0, 0, 0.0)
 
 
@@ -144,26 +145,88 @@ def test_nonsense_in_a_generation_config_counts_as_absent() -> None:
     assert generation_defaults(config) == {}
 
 
-def test_a_nucleus_of_zero_still_holds_the_best_token() -> None:
-    assert parsed(top_p=0).sampling["top_p"] > 0
+@pytest.mark.parametrize("field", ["top_p", "typical_p"])
+def test_a_nucleus_of_zero_still_holds_the_best_token(field: str) -> None:
+    assert parsed(**{field: 0}).sampling.given[field] > 0
+
+
+def test_s70_typical_p_follows_the_same_order() -> None:
+    limits = ModelLimits(100, 1000, generation_defaults({"typical_p": 0.4}))
+    for fields, expected in (({}, 0.4), ({"typical_p": 0.7}, 0.7)):
+        resolved = resolve(parsed(**fields).sampling, limits, num_prompt=1)
+        assert resolved.sampling.typical_p == expected
+    assert resolve(parsed().sampling, LIMITS, num_prompt=1).sampling.typical_p == 1.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, -1),
+        ({"logprobs": False, "top_logprobs": 0}, -1),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 20}, 20),
+    ],
+)
+def test_logprobs_and_their_alternatives(fields: dict[str, Any], expected: int) -> None:
+    resolved = resolve(parsed(**fields).sampling, LIMITS, num_prompt=1)
+    assert resolved.sampling.logprobs == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": False, "top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": True}, "top_logprobs"),
+        ({"logprobs": 5}, "logprobs"),
+    ],
+)
+def test_absurd_logprobs_are_refused_by_name(
+    fields: dict[str, Any], param: str
+) -> None:
+    assert refusal(**fields).param == param
+
+
+def test_stop_ids_are_the_models_and_the_requests() -> None:
+    limits = ModelLimits(100, 1000, {}, stop_ids=(2, 7))
+    asked = parsed(stop_token_ids=[5, 7, 5, 999])
+    assert resolve(asked.sampling, limits, num_prompt=1).stop_ids == (2, 7, 5, 999)
+    asked = parsed(stop_token_ids=[5], ignore_eos=True)
+    assert resolve(asked.sampling, limits, num_prompt=1).stop_ids == (5,)
+
+
+@pytest.mark.parametrize(
+    "ids", [5, "5", [-1], [True], ["5"], [1.0], [None], list(range(257)), [1 << 40]]
+)
+def test_bad_stop_token_ids_are_refused(ids: Any) -> None:
+    assert refusal(stop_token_ids=ids).param == "stop_token_ids"
+
+
+def test_stop_token_ids_are_checked_against_the_vocabulary() -> None:
+    with pytest.raises(ClientError, match="1000") as caught:
+        resolve(parsed(stop_token_ids=[1000]).sampling, LIMITS, num_prompt=1)
+    assert caught.value.param == "stop_token_ids"
 
 
 def test_top_k_fits_the_devices_integers() -> None:
-    assert parsed(top_k=1 << 63).sampling["top_k"] == (1 << 31) - 1
-    assert parsed(top_k=-1).sampling["top_k"] == 0
+    assert parsed(top_k=1 << 63).sampling.given["top_k"] == (1 << 31) - 1
+    assert parsed(top_k=-1).sampling.given["top_k"] == 0
 
 
 def test_min_tokens_above_the_maximum_are_refused_once_the_room_is_known() -> None:
     with pytest.raises(ClientError) as caught:
-        resolve(parsed(min_tokens=50), LIMITS, num_prompt=60)
+        resolve(parsed(min_tokens=50).sampling, LIMITS, num_prompt=60)
     assert caught.value.param == "min_tokens"
 
 
 def test_logit_bias_is_checked_against_the_vocabulary() -> None:
-    sampling, _ = resolve(parsed(logit_bias={"999": -100}), LIMITS, num_prompt=1)
+    asked = parsed(logit_bias={"999": -100}).sampling
+    sampling = resolve(asked, LIMITS, num_prompt=1).sampling
     assert sampling.logit_bias == ((999, -100.0),)
     with pytest.raises(ClientError, match="1000"):
-        resolve(parsed(logit_bias={"1000": 1}), LIMITS, num_prompt=1)
+        resolve(parsed(logit_bias={"1000": 1}).sampling, LIMITS, num_prompt=1)
 
 
 @pytest.mark.parametrize(
@@ -178,8 +241,11 @@ def test_a_bad_logit_bias_is_refused(bias: Any) -> None:
 def test_1024_biases_16_stops_and_16_choices_are_served() -> None:
     names = [str(i) for i in range(1024)]
     request = parsed(logit_bias=dict.fromkeys(names, 1), stop=names[:16], n=16)
-    assert (len(request.sampling["logit_bias"]), len(request.stop)) == (1024, 16)
-    assert request.n == 16
+    assert (len(request.sampling.given["logit_bias"]), len(request.sampling.stop)) == (
+        1024,
+        16,
+    )
+    assert request.sampling.n == 16
 
 
 @pytest.mark.parametrize("n", [17, 100, 1 << 31])
@@ -198,7 +264,7 @@ def test_a_bad_stop_is_refused(stop: Any) -> None:
     ("stop", "expected"), [(None, ()), ([], ()), ("a", ("a",)), (["a", "a"], ("a",))]
 )
 def test_stop_is_a_string_or_an_array(stop: Any, expected: tuple[str, ...]) -> None:
-    assert parsed(stop=stop).stop == expected
+    assert parsed(stop=stop).sampling.stop == expected
 
 
 @pytest.mark.parametrize(
@@ -208,8 +274,6 @@ def test_stop_is_a_string_or_an_array(stop: Any, expected: tuple[str, ...]) -> N
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
         ("response_format", {"type": "json_object"}),
-        ("logprobs", True),
-        ("top_logprobs", 5),
         ("chat_template", "{{ x }}"),
         ("chat_template_kwargs", {"tokenize": True}),
         ("guided_json", {}),
@@ -235,7 +299,7 @@ def test_a_field_that_would_change_the_answer_is_refused_by_name(
     ],
 )
 def test_fields_that_change_nothing_are_accepted(fields: dict[str, Any]) -> None:
-    assert parsed(**fields).n == 1
+    assert parsed(**fields).sampling.n == 1
 
 
 @pytest.mark.parametrize(
@@ -271,4 +335,4 @@ def test_whole_request_from_json_text() -> None:
         "messages": [{"role": "user", "content": "x"}], "seed": -7, "n": 2}"""
     request = parse_chat(msgspec.json.decode(text))
     assert (request.stream, request.include_usage) == (True, True)
-    assert (request.seed, request.n) == (-7, 2)
+    assert (request.sampling.seed, request.sampling.n) == (-7, 2)
