@@ -19,7 +19,16 @@ from collections.abc import Sequence as Listing
 
 from ipc.errors import ServiceError, error_for
 from ipc.journal import Journal
-from ipc.messages import Accepted, Failed, Progress, RingUp, Submit, TokenRow, Tokens
+from ipc.messages import (
+    Accepted,
+    Failed,
+    Progress,
+    RingUp,
+    Submit,
+    TokenRow,
+    Tokens,
+    Vector,
+)
 from ipc.status import StatusWriter
 from neurond.device.backend import Backend, Outcome, Resident, Work
 from neurond.device.forward import Forward
@@ -145,7 +154,11 @@ class Engine:
                 after.append(self._fail(sequence, outcome))
                 continue
             sequence.num_computed += work.num_ids
-            if outcome.token is None:
+            if outcome.vector is not None:
+                vector = Vector(sequence.id, outcome.vector)
+                after.append((sequence.worker, vector))
+                after.append(self._finish(sequence, "stop"))
+            elif outcome.token is None:
                 done, total = sequence.num_computed, len(sequence.ids)
                 after.append((sequence.worker, Progress(sequence.id, done, total)))
             else:

@@ -5,6 +5,7 @@ where there is no GPU and no model. Everything is deterministic; time passes onl
 an option says so.
 
 Options of a load: step_ms, prefill_ms, load_ms, load_fail (true or an error code),
+kind ("embedding" gives vectors, with matryoshka = true ones that may be cut short),
 tokens ("echo" | "count" | [ids]), fault {"kind", "at_step"}, memory_bytes (what the
 model holds), free_after_ms (how late its bytes come back). See `fakescript` for what a
 request can ask for.
@@ -24,7 +25,14 @@ from typing import Any, NoReturn
 from ipc.errors import TABLE, error_for
 from ipc.messages import Load, LoadProgress
 from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Row, Work
-from neurond.device.fakescript import IM_END, VOCAB_SIZE, Script, script_for
+from neurond.device.fakescript import (
+    DIMENSIONS,
+    IM_END,
+    VOCAB_SIZE,
+    Script,
+    script_for,
+    vector,
+)
 from neurond.device.sequence import Sequence as Running
 from neurond.device.verdict import nan_error
 
@@ -142,6 +150,8 @@ class FakeBackend:
             self._fire(model.fault)
 
     def _row(self, work: Work, script: Script) -> Outcome:
+        if work.sequence.submit.embed:
+            return Row(vector=vector(work.sequence.ids))
         if not work.draws:
             return Row()
         sequence = work.sequence
@@ -190,7 +200,11 @@ def _resident(spec: Load, context: int, size_bytes: int) -> Resident:
         "num_parameters": 0,
         "vocab_size": VOCAB_SIZE,
         "has_vision": False,
+        "kind": "chat",
     }
+    if spec.options.get("kind") == "embedding":
+        matryoshka = spec.options.get("matryoshka") is True
+        info.update(kind="embedding", dimensions=DIMENSIONS, matryoshka=matryoshka)
     return Resident(
         name=spec.model,
         context=context,

@@ -18,8 +18,10 @@ attempts=N         … in the first N attempts only (default: in every one)
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import shlex
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +29,7 @@ from typing import Any
 IM_START = 256
 IM_END = 257
 VOCAB_SIZE = 258
+DIMENSIONS = 8
 FAULTS = frozenset(
     (
         "exit111",
@@ -78,6 +81,13 @@ def script_for(
         prefill_ms=float(options.get("prefill_ms", 0)),
     )
     return _override(script, told, max_tokens)
+
+
+def vector(ids: Sequence[int]) -> bytes:
+    """Of length one; dimension i counts the ids that are i modulo DIMENSIONS."""
+    counts = [sum(i % DIMENSIONS == d for i in ids) for d in range(DIMENSIONS)]
+    length = math.hypot(*counts)
+    return struct.pack(f"<{DIMENSIONS}f", *[count / length for count in counts])
 
 
 def last_user_text(prompt: Sequence[int]) -> str:

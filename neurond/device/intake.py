@@ -25,6 +25,7 @@ _RANGES = {
 
 def check(submit: Submit, model: Resident) -> None:
     """Raises ClientError when the model could not run this."""
+    _check_kind(submit, model)
     _check_counts(submit)
     _check_ids(submit.ids, model.vocab_size)
     _check_length(submit, model.context)
@@ -32,10 +33,17 @@ def check(submit: Submit, model: Resident) -> None:
     _check_supported(submit)
 
 
+def _check_kind(submit: Submit, model: Resident) -> None:
+    gives_vectors = model.info.get("kind") == "embedding"
+    if submit.embed is not gives_vectors:
+        does = "gives embeddings" if gives_vectors else "writes text"
+        raise error_for("wrong_modality", f"the model {does}", param="model")
+
+
 def _check_counts(submit: Submit) -> None:
     if not 1 <= submit.num_prompt <= len(submit.ids):
         raise ClientError("the prompt has no tokens", param="messages")
-    if submit.max_tokens < 1:
+    if submit.max_tokens < 1 and not submit.embed:
         raise ClientError("max_tokens must be at least 1", param="max_tokens")
 
 
@@ -45,14 +53,16 @@ def _check_ids(ids: tuple[int, ...], vocab_size: int) -> None:
 
 
 def _check_length(submit: Submit, context: int) -> None:
-    # a prompt must leave room for one token; a resumed one may have used it
-    if submit.num_prompt < context and len(submit.ids) <= context:
+    # a prompt must leave room for one token; a resumed one may have used it, and
+    # nothing is written behind a text that becomes a vector
+    window = context if submit.embed else context - 1
+    if submit.num_prompt <= window and len(submit.ids) <= context:
         return
     raise error_for(
         "context_length_exceeded",
-        f"the prompt has {submit.num_prompt} tokens, the model takes {context - 1}",
+        f"the prompt has {submit.num_prompt} tokens, the model takes {window}",
         param="messages",
-        fields={"prompt_len": submit.num_prompt, "max": context - 1},
+        fields={"prompt_len": submit.num_prompt, "max": window},
     )
 
 

@@ -20,7 +20,26 @@ def plan(running: Iterable[Sequence], *, max_rows: int, chunk: int) -> list[Work
     if not order:
         return []
     head = order[0]
+    if head.submit.embed:
+        return _whole_texts(order, max_rows=max_rows, max_tokens=chunk)
     if head.num_pending > 1:
         return [Work(head, min(head.num_pending, chunk))]
     rows = [s for s in order if s.model is head.model and s.num_pending == 1]
     return [Work(sequence, 1) for sequence in rows[:max_rows]]
+
+
+def _whole_texts(
+    order: Iterable[Sequence], *, max_rows: int, max_tokens: int
+) -> list[Work]:
+    """The head's text and others of its model, never in pieces; `max_tokens` of them,
+    or the head's alone where that is longer."""
+    works: list[Work] = []
+    num_tokens = 0
+    for sequence in order:
+        if works and sequence.model is not works[0].sequence.model:
+            continue
+        num_tokens += sequence.num_pending
+        if works and (num_tokens > max_tokens or len(works) == max_rows):
+            break
+        works.append(Work(sequence, sequence.num_pending))
+    return works
