@@ -28,6 +28,7 @@ from neurond.frontend.events import EventHub, EventsResource
 from neurond.frontend.intake import Intake
 from neurond.frontend.node import Attachment, Facts, Node
 from neurond.frontend.settings import WorkerSettings
+from neurond.frontend.tokens import DetokenizeResource, Shelf, TokenizeResource
 from neurond.serving.devices import Devices
 from neurond.serving.edge import Edge, Request, Response
 from neurond.serving.library import Library
@@ -123,6 +124,9 @@ class Worker:
         app.add_route("/v1/models", status.OpenaiModelsResource(node))
         app.add_route("/v1/models/{model:path}", status.OpenaiModelResource(node))
         app.add_route("/v1/chat/completions", chat)
+        shelf, body_bytes = Shelf(node, self._library), settings.body_bytes
+        app.add_route("/tokenize", TokenizeResource(shelf, body_bytes=body_bytes))
+        app.add_route("/detokenize", DetokenizeResource(shelf, body_bytes=body_bytes))
 
     def _on_facts(self, facts: Facts) -> None:
         wanted = {

@@ -32,6 +32,7 @@ _INLINE_LIMIT_S = 0.1
 _LIMIT_S = 5.0
 _THREADS = 2
 _MAX_BORROWED = 2
+_MAX_WORKING = 16
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 
 T = TypeVar("T")
@@ -93,6 +94,7 @@ class Library:
         # one thread: what no device waits for must not take those from what one does
         self._slow_pool = ThreadPoolExecutor(1, thread_name_prefix="tokens")
         self._borrowed: dict[tuple[str, str], asyncio.Future[ServedModel]] = {}
+        self._num_working = 0
         self._folders: dict[str, str] = {}
         self._models: dict[str, asyncio.Future[ServedModel]] = {}
 
@@ -132,11 +134,20 @@ class Library:
         return await _read(model, known, timeout_s)
 
     async def work(self, call: Callable[[], T], *, size: int) -> T:
-        """What `call` returns; off the loop unless what it works on is small."""
+        """What `call` returns; off the loop unless what it works on is small.
+
+        Raises CapacityError queue_full when too many wait already.
+        """
         if size <= INLINE_CHARS:
             return call()
+        if self._num_working >= _MAX_WORKING:
+            raise error_for("queue_full", "too many long texts are being tokenized")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._slow_pool, call)
+        self._num_working += 1
+        try:
+            return await loop.run_in_executor(self._slow_pool, call)
+        finally:
+            self._num_working -= 1
 
     async def prompt_ids(
         self, model: ServedModel, messages: Sequence[Message], *, window: int

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ class Tokenizer:
         self.special_tokens: dict[str, str] = dict(fast.special_tokens_map)
         self.chat_template: str | None = _template(fast.chat_template)
         self.eos_id: int | None = fast.eos_token_id
+        self.bos_id: int | None = fast.bos_token_id
         vocab = fast.get_vocab()
         self.vocab_size = 1 + max(vocab.values())
         self.max_piece_chars = max(map(len, vocab))
@@ -58,6 +59,21 @@ class Tokenizer:
         batch = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [token for encoding in batch for token in encoding.ids]
 
+    def encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """A raw text, in which special tokens are what they say."""
+        batch = self._backend.encode_batch_fast(
+            [text], add_special_tokens=add_special_tokens
+        )
+        return list(batch[0].ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids below `vocab_size`, special tokens included."""
+        return str(self._backend.decode_batch([ids], skip_special_tokens=False)[0])
+
+    def name(self, token: int) -> str:
+        """The token as its vocabulary writes it."""
+        return self._backend.id_to_token(token) or ""
+
     def piece(self, token: int, *, first: bool) -> bytes | None:
         """The bytes of a token, None for a special one."""
         if token in self._special:
@@ -68,6 +84,11 @@ class Tokenizer:
         fresh = self._compute(token, first=first)
         self._pieces[token, first] = fresh
         return fresh
+
+    def spelt(self, token: int, *, first: bool) -> bytes:
+        """The bytes of any token, of a special one as it is written."""
+        piece = self.piece(token, first=first)
+        return self._added[token] if piece is None else piece
 
     def _compute(self, token: int, *, first: bool) -> bytes:
         if token in self._added:

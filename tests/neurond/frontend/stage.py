@@ -29,6 +29,7 @@ from tests.neurond.serving.asgi import Answer, exchange
 
 MODEL = "tiny"
 JSON = {"content-type": "application/json"}
+ORDERS = ("load", "unload", "events", "files")
 
 
 class Device:
@@ -106,7 +107,7 @@ class Stage:
         """Be the supervisor's sockets, the first time or again."""
         loop = asyncio.get_running_loop()
         control = bind_unix(self.path / "control.sock", SOCK_STREAM, 0o600)
-        handlers = {op: self._handler(op) for op in ("load", "unload", "events")}
+        handlers = {op: self._handler(op) for op in ORDERS}
         self.control = ControlServer(
             control,
             handlers,
@@ -158,6 +159,11 @@ class Stage:
 
     def ask(self, method: str, path: str, **more: Any) -> Coroutine[Any, Any, Answer]:
         return exchange(self.edge, method, path, **more)
+
+    def post(self, path: str, **fields: Any) -> Coroutine[Any, Any, Answer]:
+        """`fields` and the model's name as a document."""
+        data = msgspec.json.encode({"model": MODEL, **fields})
+        return self.ask("POST", path, body=data, headers=JSON)
 
     def chat(self, text: str = "hi", **fields: Any) -> Coroutine[Any, Any, Answer]:
         messages = [{"role": "user", "content": text}]

@@ -148,3 +148,82 @@ def test_a_model_without_a_template_cannot_chat(tmp_path: Path) -> None:
     with pytest.raises(ServiceError) as caught:
         read_model(folder).prompt_ids(HELLO, window=8192, limit_s=1)
     assert caught.value.status == 422
+
+
+def test_a_borrowed_model_is_read_once_and_the_last_few_stay(tmp_path: Path) -> None:
+    reads: list[str] = []
+
+    def read(path: Path) -> ServedModel:
+        reads.append(path.name)
+        return read_model(path)
+
+    async def play() -> None:
+        library = Library(read)
+        for name in ("a", "b", "a", "c", "a", "b"):
+            folder = fakemodel.build(tmp_path / name)
+            await library.borrow(name, str(folder), timeout_s=5)
+        assert reads == ["a", "b", "c", "b"]
+        assert not library.has("a")
+        library.close()
+
+    run(play)
+
+
+def test_a_borrowed_model_that_is_not_read_in_time_is_loading_and_then_there(
+    tmp_path: Path,
+) -> None:
+    go = threading.Event()
+
+    def read(path: Path) -> ServedModel:
+        go.wait(10)
+        return read_model(path)
+
+    async def play() -> None:
+        library = Library(read)
+        folder = str(fakemodel.build(tmp_path / "m"))
+        with pytest.raises(ServiceError) as caught:
+            await library.borrow("m", folder, timeout_s=0.01)
+        assert caught.value.code == "model_loading"
+        assert caught.value.retry_after_s
+        go.set()
+        assert (await library.borrow("m", folder, timeout_s=5)).context == 8192
+        library.close()
+
+    run(play)
+
+
+def test_a_borrowed_folder_that_could_not_be_read_is_tried_again(
+    tmp_path: Path,
+) -> None:
+    async def play() -> None:
+        library = Library()
+        with pytest.raises(ServiceError):
+            await library.borrow("m", str(tmp_path / "m"), timeout_s=5)
+        fakemodel.build(tmp_path / "m")
+        await library.borrow("m", str(tmp_path / "m"), timeout_s=5)
+        library.close()
+
+    run(play)
+
+
+def test_long_work_goes_off_the_loop_and_is_refused_beyond_a_bound() -> None:
+    go = threading.Event()
+
+    async def play() -> None:
+        library = Library()
+        here = await library.work(threading.get_ident, size=10)
+        assert here == threading.get_ident()
+        assert await library.work(threading.get_ident, size=1 << 20) != here
+        waiting = [
+            asyncio.ensure_future(library.work(go.wait, size=1 << 20))
+            for _ in range(16)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(ServiceError) as caught:
+            await library.work(go.wait, size=1 << 20)
+        assert caught.value.code == "queue_full"
+        go.set()
+        assert all(await asyncio.gather(*waiting))
+        library.close()
+
+    run(play)
