@@ -1,0 +1,255 @@
+"""Linear layers over packed weights, chosen by the number of rows.
+
+Device process. `pack` makes a drop-in for nn.Linear from a weight or from 4-bit blocks:
+input [*, K], output [*, N]. One copy of the weights serves few rows (bound by the bytes
+that are read), a second, dense one serves many (bound by arithmetic):
+
+    kind     few rows                            many rows
+    none     dense                               dense
+    int8     8-bit, a scale per row              dense, of the same values
+    int4     4-bit, requantised in groups        dense, of the same values
+    blocks   4-bit, the file's own blocks        dense, of the same values
+
+Without `keep_dense` the quantised copy serves all rows: 0.3 of the memory, but slow
+prefill. A shape or a processor that a kernel can't take falls back to dense. On CPU
+dense bfloat16 is kept in oneDNN's layout; a processor without bfloat16 arithmetic
+computes in float32.
+
+Invariant: the values differ from the packed source by rounding of the kind alone,
+whatever kernel computes. Tensors are plain attributes: a module's parameters and
+buffers are slow to look up, and there is nothing to train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurond.device import kernels
+from neurond.device.blocks import BLOCK, Blocks
+from neurond.device.kernels import Dense, Int4, Int8, Kernel, Processor, Reordered
+
+KINDS = ("none", "int8", "int4", "blocks")
+ALL_ROWS = 1 << 62
+# Rows up to which the quantised kernel is faster than dense bfloat16 (bench/linear.py).
+_INT4_ROWS_AMX = 4
+_INT8_ROWS_AMX = 2
+_INT4_ROWS_VECTORS = 16
+_INT8_ROWS_VECTORS = 8
+_CUDA_ROWS = 16
+_FORMS: dict[str, Any] = {
+    "int4": Int4,
+    "int8": Int8,
+    "dense": Dense,
+    "reordered": Reordered,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LinearPlan:
+    """How a weight is held. `dtype`: of the rows; `group_size`: of kind int4."""
+
+    kind: str = "none"
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.bfloat16
+    keep_dense: bool = True
+    group_size: int = 64
+
+
+class PackedLinear(nn.Module):
+    """`few` computes up to `few_rows` rows, `many` the rest; one may be both."""
+
+    def __init__(self, few: Kernel, many: Kernel, few_rows: int, shape: Sequence[int]):
+        super().__init__()
+        self.few = few
+        self.many = many
+        self.few_rows = few_rows
+        self.out_features, self.in_features = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.rows(x.reshape(-1, self.in_features))
+        return rows.view(*x.shape[:-1], self.out_features)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """[M, K] to [M, N], without the cost of shapes."""
+        return (self.few if rows.shape[0] <= self.few_rows else self.many)(rows)
+
+    def held_bytes(self) -> int:
+        both = {id(kernel): kernel.held_bytes() for kernel in (self.few, self.many)}
+        return sum(both.values())
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything `from_state` needs, as plain tensors."""
+        shape = torch.tensor([self.few_rows, self.out_features, self.in_features])
+        state = {"shape": shape, **_state_of("few", self.few)}
+        if self.many is not self.few:
+            state.update(_state_of("many", self.many))
+        return state
+
+    def extra_repr(self) -> str:
+        few, many = type(self.few).__name__, type(self.many).__name__
+        return f"{self.in_features}, {self.out_features}, {few}/{many}"
+
+
+def pack(
+    weight: Tensor | Blocks,
+    bias: Tensor | None,
+    plan: LinearPlan,
+    processor: Processor | None = None,
+) -> PackedLinear:
+    """A layer for weight [N, K], bias [N]. Raises ValueError for an unknown kind."""
+    if plan.kind not in KINDS:
+        raise ValueError(f"{plan.kind!r} is not one of {', '.join(KINDS)}")
+    processor = processor or kernels.this_processor()
+    few, source = _few(weight, bias, plan, processor)
+    shape = tuple(weight.shape)
+    if few is None:
+        dense = _dense(source, bias, plan, processor)
+        return PackedLinear(dense, dense, ALL_ROWS, shape)
+    if not plan.keep_dense:
+        return PackedLinear(few, few, ALL_ROWS, shape)
+    dense = _dense(source, bias, plan, processor)
+    return PackedLinear(few, dense, _few_rows(few, plan, processor), shape)
+
+
+def from_state(state: dict[str, Tensor], device: torch.device) -> PackedLinear:
+    """The layer that `state` was taken from, on a machine with the same `layout`."""
+    few_rows, *shape = state["shape"].tolist()
+    few = _kernel_of("few", state, device)
+    both = any(name.startswith("many.") for name in state)
+    many = _kernel_of("many", state, device) if both else few
+    return PackedLinear(few, many, few_rows, shape)
+
+
+def layout() -> str:
+    """Names the machine's packed layout; a cache of states must not cross it."""
+    return kernels.this_processor().layout
+
+
+def join(parts: Sequence[nn.Module]) -> PackedLinear | nn.Linear | None:
+    """One layer that computes all parts side by side; None where they don't fit."""
+    if all(type(part) is nn.Linear for part in parts):
+        return _join_plain([part for part in parts if isinstance(part, nn.Linear)])
+    packed = [part for part in parts if isinstance(part, PackedLinear)]
+    if len(packed) != len(parts) or len({part.few_rows for part in packed}) > 1:
+        return None
+    few = _join_kernels([part.few for part in packed])
+    shared = all(part.few is part.many for part in packed)
+    many = few if shared else _join_kernels([part.many for part in packed])
+    if few is None or many is None:
+        return None
+    shape = (sum(part.out_features for part in packed), packed[0].in_features)
+    return PackedLinear(few, many, packed[0].few_rows, shape)
+
+
+def _few(
+    weight: Tensor | Blocks,
+    bias: Tensor | None,
+    plan: LinearPlan,
+    processor: Processor,
+) -> tuple[Kernel | None, Tensor]:
+    """The quantised kernel, if there is one, and the values that a dense one takes."""
+    if isinstance(weight, Blocks):
+        return _from_blocks(weight, bias, plan, processor)
+    quantised = plan.kind != "none" and (
+        plan.device.type == "cuda" or processor.vectors
+    )
+    moved = bias if bias is None else bias.to(plan.device, kernels.BF16)
+    if quantised and plan.kind == "int8" and kernels.can_int8(weight.shape):
+        codes, row_scale = kernels.quantise_int8(weight)
+        int8 = Int8(codes.to(plan.device), row_scale.to(plan.device), moved)
+        return int8, codes.to(kernels.BF16).mul_(row_scale.unsqueeze(1))
+    fits = kernels.can_int4(weight.shape, plan.group_size, plan.device)
+    if quantised and plan.kind == "int4" and fits:
+        codes, scale, zero = kernels.quantise_int4(weight, plan.group_size)
+        int4 = kernels.pack_int4(codes, scale, zero, moved, plan.device)
+        return int4, kernels.dequantise_int4(codes, scale, zero)
+    return None, weight
+
+
+def _from_blocks(
+    blocks: Blocks, bias: Tensor | None, plan: LinearPlan, processor: Processor
+) -> tuple[Kernel | None, Tensor]:
+    zero = blocks.minimum + 8 * blocks.scale
+    values = blocks.dense()
+    wanted = plan.kind in ("blocks", "int4")
+    if plan.kind == "int8":
+        return _few(values, bias, plan, processor)
+    able = plan.device.type == "cuda" or processor.vectors
+    if not (wanted and able and kernels.can_int4(blocks.shape, BLOCK, plan.device)):
+        return None, values
+    moved = bias if bias is None else bias.to(plan.device, kernels.BF16)
+    kernel = kernels.pack_int4(blocks.q, blocks.scale, zero, moved, plan.device)
+    return kernel, values
+
+
+def _dense(
+    weight: Tensor, bias: Tensor | None, plan: LinearPlan, processor: Processor
+) -> Kernel:
+    on_cpu = plan.device.type == "cpu"
+    dtype = plan.dtype
+    if on_cpu and dtype == kernels.BF16 and not processor.bfloat16:
+        dtype = torch.float32  # without the instructions bfloat16 is emulated
+    weight = weight.to(plan.device, dtype)
+    moved = bias if bias is None else bias.to(plan.device, dtype)
+    if on_cpu and dtype == kernels.BF16:
+        return Reordered(weight, moved)
+    return Dense(weight, moved)
+
+
+def _few_rows(few: Kernel, plan: LinearPlan, processor: Processor) -> int:
+    if plan.device.type == "cuda":
+        return _CUDA_ROWS
+    wide = isinstance(few, Int8)
+    if processor.matrix_units:
+        return _INT8_ROWS_AMX if wide else _INT4_ROWS_AMX
+    return _INT8_ROWS_VECTORS if wide else _INT4_ROWS_VECTORS
+
+
+def _join_plain(parts: Sequence[nn.Linear]) -> nn.Linear | None:
+    if len({part.in_features for part in parts}) > 1:
+        return None
+    joined = Dense.join([Dense(part.weight.detach(), _bias(part)) for part in parts])
+    whole = nn.Linear(
+        parts[0].in_features,
+        joined.weight.shape[0],
+        joined.bias is not None,
+        device="meta",
+    )
+    whole.weight = _frozen(joined.weight)
+    if joined.bias is not None:
+        whole.bias = _frozen(joined.bias)
+    return whole
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+def _bias(part: nn.Linear) -> Tensor | None:
+    return None if part.bias is None else part.bias.detach()
+
+
+def _join_kernels(parts: Sequence[Any]) -> Any:
+    forms = {type(part) for part in parts}
+    return forms.pop().join(parts) if len(forms) == 1 else None
+
+
+def _state_of(role: str, kernel: Kernel) -> dict[str, Tensor]:
+    form = next(name for name, made in _FORMS.items() if type(kernel) is made)
+    named = kernel.tensors().items()
+    return {f"{role}.{form}.{name}": tensor for name, tensor in named}
+
+
+def _kernel_of(role: str, state: dict[str, Tensor], device: torch.device) -> Any:
+    parts: dict[str, Tensor | None] = {"bias": None}
+    form = ""
+    for name, tensor in state.items():
+        if name.startswith(f"{role}."):
+            _, form, field = name.split(".")
+            parts[field] = tensor.to(device)
+    return _FORMS[form](**parts)
