@@ -33,6 +33,7 @@ from ipc.status import StatusWriter
 from neurond.device.backend import Backend, Outcome, Resident, Work
 from neurond.device.forward import Forward
 from neurond.device.intake import check
+from neurond.device.kvcache import KvCache
 from neurond.device.schedule import plan
 from neurond.device.sequence import Sequence
 from neurond.device.settings import DeviceSettings
@@ -61,6 +62,7 @@ class Engine:
         self._generation = generation
         self._clock = clock
         self._forward = Forward(backend, page, settings, generation=generation)
+        self._kv = KvCache(backend, page, settings)
         self._waiting: deque[Sequence] = deque()
         self._running: deque[Sequence] = deque()
         self._by_id: dict[tuple[int, int], Sequence] = {}
@@ -77,6 +79,7 @@ class Engine:
         model.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
         model.last_used_s = time.time()
         self.models[model.name] = model
+        self._kv.add_model(model)
         self._publish(model)
 
     def drop_model(self, name: str) -> list[Addressed]:
@@ -86,6 +89,7 @@ class Engine:
             return []
         error = error_for("no_healthy_node", "the model is being unloaded")
         out = self._fail_all([s for s in self._sequences() if s.model is model], error)
+        self._kv.drop_model(model)
         self._page.drop_model(model.slot)
         self._backend.unload(model)
         return out
@@ -127,12 +131,15 @@ class Engine:
         """One forward. Raises DeviceDied when the process can't go on."""
         out = self._expire()
         while self._waiting and len(self._running) < self._settings.max_running:
+            if self._kv.admit(self._waiting[0]) is not None:
+                break
             self._running.append(self._waiting.popleft())
         works = plan(
             self._running,
             max_rows=self._backend.max_rows,
             chunk=self._settings.prefill_chunk,
         )
+        works = [w for w in works if self._kv.grow(w.sequence, w.num_ids) is None]
         if works:
             self._rotate(works)
             out += self._deliver(works, self._forward.run(works))
@@ -239,6 +246,7 @@ class Engine:
         queue = self._running if sequence in self._running else self._waiting
         queue.remove(sequence)
         self._backend.release(sequence)
+        self._kv.release(sequence)
         self._publish(sequence.model)
 
     def _rotate(self, works: Listing[Work]) -> None:

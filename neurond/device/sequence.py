@@ -5,8 +5,11 @@ in the cache. A forward computes some of the pending ones; when none but the new
 pending it was a decode step, otherwise a chunk of prefill. A resumed sequence begins
 with emitted ids and is computed like any prompt.
 
-Invariant: 0 <= num_computed <= len(ids) <= context; a stop id is never among the
-emitted ones.
+`num_proven` computed tokens have a finite result behind them. `pages`, `states` (not
+yet published, by position), `node` and `num_published` are the KV cache's.
+
+Invariant: 0 <= num_proven <= num_computed <= len(ids) <= window <= context; a stop id
+is never among the emitted ones.
 """
 
 from __future__ import annotations
@@ -27,11 +30,18 @@ class Sequence:
         "grammar",
         "ids",
         "model",
+        "node",
         "num_cached",
         "num_computed",
+        "num_preempted",
+        "num_proven",
+        "num_published",
+        "num_scored",
         "pages",
+        "states",
         "stop_ids",
         "submit",
+        "window",
         "worker",
     )
 
@@ -42,15 +52,26 @@ class Sequence:
         self.submit = submit
         self.model = model
         self.ids = list(submit.ids)
-        self.num_computed = 0
+        self.window = model.context
         self.num_cached = 0
-        self.pages: list[int] = []
+        self.num_scored = 0
+        self.num_preempted = 0
         self.cache: Any = None
         self.grammar: Any = None
+        self.reset()
         self.arrived_s = now_s
         self.expires_s = now_s + submit.deadline_s if submit.deadline_s > 0 else 0.0
         eos_ids = () if submit.sampling.ignore_eos else model.eos_ids
         self.stop_ids = frozenset((*submit.stop_ids, *eos_ids))
+
+    def reset(self) -> None:
+        """Nothing is computed (any more); `ids` stay what they are."""
+        self.num_computed = 0
+        self.num_proven = 0
+        self.num_published = 0
+        self.pages: list[int] = []
+        self.states: dict[int, Any] = {}
+        self.node: Any = None
 
     @property
     def id(self) -> int:
@@ -65,6 +86,15 @@ class Sequence:
         return len(self.ids) - self.num_computed
 
     @property
+    def most_tokens(self) -> int:
+        """How long it can get."""
+        return min(self.window, self.submit.num_prompt + self.submit.max_tokens)
+
+    @property
+    def scores_prompt(self) -> bool:
+        return self.submit.sampling.prompt_logprobs >= 0
+
+    @property
     def banned_ids(self) -> frozenset[int]:
         """What may not be drawn now: no end before `min_tokens`."""
         early = self.num_emitted < self.submit.sampling.min_tokens
@@ -74,8 +104,7 @@ class Sequence:
     def full(self) -> bool:
         """Nothing may be emitted any more."""
         return (
-            self.num_emitted >= self.submit.max_tokens
-            or len(self.ids) >= self.model.context
+            self.num_emitted >= self.submit.max_tokens or len(self.ids) >= self.window
         )
 
     def append(self, token: int) -> str | None:

@@ -19,9 +19,13 @@ class DeviceSettings:
     count: int = 1
     memory_bytes: int = 0
     numerics: str = "fast"
-    max_running: int = 8
+    max_running: int = 16
     max_queue: int = 64
     prefill_chunk: int = 512
+    kv_bytes: int = 0
+    page_tokens: int = 0
+    prefix_cache: bool = True
+    queue_deadline_s: float = 60.0
     boot_deadline_s: float = 120.0
     load_deadline_s: float = 900.0
     prefill_deadline_s: float = 120.0
