@@ -16,7 +16,7 @@ from ipc.journal import Journal
 from neurond.frontend import metrics
 from neurond.frontend.intake import Intake, Prepared
 from neurond.frontend.node import Node
-from neurond.frontend.stream import ChatStream, StreamOptions, whole_answer
+from neurond.frontend.stream import AnswerStream, StreamOptions, whole_answer
 from neurond.serving import openai
 from neurond.serving.edge import Request, Response, exchange_of
 from neurond.serving.generation import Generation
@@ -65,7 +65,7 @@ class ChatResource:
         envelope = openai.new_envelope(request.model, time.time())
         if not request.stream:
             resp.content_type = "application/json"
-            resp.data = await whole_answer(generation, envelope)
+            resp.data = await self._whole(prepared, generation, envelope)
             return
         options = StreamOptions(
             include_usage=request.include_usage,
@@ -74,11 +74,22 @@ class ChatResource:
             on_text=lambda: meter.text(time.monotonic()),
             is_stopping=lambda: self._node.is_stopping,
         )
-        stream = ChatStream(generation, envelope, options, self._journal)
+        frames = openai.ChunkFrames(envelope, include_usage=request.include_usage)
+        stream = AnswerStream(generation, frames, options, self._journal)
         resp.content_type = "text/event-stream"
         resp.set_header("cache-control", "no-cache")
         resp.set_header("x-accel-buffering", "no")
         resp.stream = stream.frames()
+
+    async def _whole(
+        self, prepared: Prepared, generation: Generation, envelope: openai.Envelope
+    ) -> bytes:
+        scored = prepared.order.submit.sampling.logprobs >= 0
+        answers = [
+            openai.text_answer(shown, finish, scored=scored)
+            for shown, finish in await whole_answer(generation)
+        ]
+        return openai.completion(envelope, answers, generation.usage)
 
     def _decision_s(self, device: str) -> float:
         return _DECISION_S.get(self._node.device_kind(device), _DECISION_OTHERWISE_S)

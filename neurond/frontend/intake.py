@@ -15,9 +15,9 @@ from ipc.errors import ClientError, error_for
 from ipc.messages import Submit
 from neurond.frontend import admission
 from neurond.frontend.node import Facts, Node
+from neurond.serving.choice import Order
 from neurond.serving.devices import DeviceLine, Devices
 from neurond.serving.edge import Request, read_json
-from neurond.serving.generation import Order
 from neurond.serving.library import Library
 from neurond.serving.params import ChatRequest, parse_chat
 from neurond.serving.requests import RequestTable

@@ -1,4 +1,4 @@
-"""A chat answer as a stream of frames, or as one body.
+"""An answer as a stream of frames, or as a whole, whatever the dialect.
 
 Front-end worker. Frames that are ready together leave together; after a second of
 silence a comment keeps the connection alive (S68). The stream ends in exactly one
@@ -12,13 +12,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from ipc.errors import ServiceError, error_for
 from ipc.journal import Journal
 from neurond.serving import edge, openai
-from neurond.serving.generation import Generation
+from neurond.serving.choice import Shown
+from neurond.serving.generation import Generation, Usage
 
 KEEP_ALIVE_S = 1.0
+
+
+class Frames(Protocol):
+    """A dialect's frames of one stream, each with its blank line; b"" for none."""
+
+    def begin(self, index: int) -> bytes:
+        """Once per choice, before anything else of it."""
+
+    def shown(self, index: int, shown: Shown) -> bytes:
+        """What has come of a choice since the last time."""
+
+    def finish(self, index: int, reason: str) -> bytes:
+        """Once per choice, at its end."""
+
+    def usage(self, usage: Usage) -> bytes:
+        """The figures, behind the last choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +50,16 @@ class StreamOptions:
     is_stopping: Callable[[], bool]
 
 
-class ChatStream:
+class AnswerStream:
     def __init__(
         self,
         generation: Generation,
-        envelope: openai.Envelope,
+        frames: Frames,
         options: StreamOptions,
         journal: Journal,
     ) -> None:
         self._generation = generation
-        self._frames = openai.ChunkFrames(envelope, include_usage=options.include_usage)
+        self._frames = frames
         self._options = options
         self._journal = journal
         self._finished: set[int] = set()
@@ -49,7 +67,7 @@ class ChatStream:
     async def frames(self) -> AsyncIterator[bytes]:
         """What the client reads, one or more whole frames at a time."""
         try:
-            yield b"".join(map(self._frames.role, range(self._num_choices)))
+            yield b"".join(map(self._frames.begin, range(self._num_choices)))
             async for data in self._body():
                 yield data
         except asyncio.CancelledError:
@@ -84,10 +102,10 @@ class ChatStream:
         """The frames for everything that came since the last look."""
         parts: list[bytes] = []
         for index, choice in enumerate(self._generation.choices):
-            text = choice.take()
-            if text:
+            shown = choice.take()
+            if shown:
                 self._options.on_text()
-                parts.append(self._frames.text(index, text))
+                parts.append(self._frames.shown(index, shown))
             if choice.finish is not None and index not in self._finished:
                 self._finished.add(index)
                 parts.append(self._frames.finish(index, choice.finish))
@@ -109,11 +127,13 @@ class ChatStream:
         return openai.usage_comment(self._generation.usage, finish)
 
 
-async def whole_answer(generation: Generation, envelope: openai.Envelope) -> bytes:
-    """Wait for the end. Raises ServiceError, so that the status is a true one."""
+async def whole_answer(generation: Generation) -> list[tuple[Shown, str]]:
+    """Wait for the end: what each choice shows, and its finish reason.
+
+    Raises ServiceError, so that the status is a true one.
+    """
     while not generation.ended:
         await generation.changed(KEEP_ALIVE_S)
     if generation.error is not None:
         raise generation.error
-    answers = [(c.take(), c.finish or "stop") for c in generation.choices]
-    return openai.completion(envelope, answers, generation.usage)
+    return [(c.take(), c.finish or "stop") for c in generation.choices]

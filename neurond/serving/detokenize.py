@@ -19,12 +19,13 @@ _utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 class Pieces(Protocol):
-    """The bytes of a token, None where it is not to be shown.
+    """`first`: no shown token stands before it."""
 
-    `first`: no shown token stands before it.
-    """
+    def piece(self, token: int, *, first: bool) -> bytes | None:
+        """The bytes of a token, None where it is not to be shown."""
 
-    def piece(self, token: int, *, first: bool) -> bytes | None: ...
+    def spelt(self, token: int, *, first: bool) -> bytes:
+        """The bytes of any token, of one that isn't shown as well."""
 
 
 class Detokenizer:
@@ -34,6 +35,16 @@ class Detokenizer:
         self._pieces = pieces
         self._decoder = _utf8("replace")
         self._first = True
+
+    @property
+    def first(self) -> bool:
+        """Whether no token has been shown yet."""
+        return self._first
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the last character is not whole yet."""
+        return bool(self._decoder.getstate()[0])
 
     def push(self, ids: Iterable[int]) -> str:
         return "".join([self._one(token) for token in ids])

@@ -16,31 +16,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ipc.errors import ServiceError, error_for
-from ipc.messages import Submit
-from neurond.serving.choice import Choice
-from neurond.serving.detokenize import Detokenizer, Pieces
+from neurond.serving.choice import Choice, Order
 from neurond.serving.requests import Channel, Entry, RequestTable
-from neurond.serving.stops import StopBuffer
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens; `completion` of all choices together."""
+    """Tokens; `completion` of all choices together, `cached` of the prompt, which
+    counts once however many choices share it."""
 
     prompt: int
     completion: int
     cached: int
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What to run: `submit` once per choice, on `device`."""
-
-    submit: Submit
-    num_choices: int
-    stops: tuple[str, ...]
-    pieces: Pieces
-    paced: bool
 
 
 class Generation:
@@ -71,9 +58,7 @@ class Generation:
 
     def _choice(self, order: Order) -> Choice:
         return Choice(
-            Detokenizer(order.pieces),
-            StopBuffer(order.stops),
-            paced=order.paced,
+            order,
             clock=self._clock,
             on_change=self._on_change,
             on_stop=lambda choice: self._table.cancel(self._entries[choice]),
@@ -91,8 +76,9 @@ class Generation:
     @property
     def usage(self) -> Usage:
         completion = sum(c.num_tokens for c in self.choices)
-        cached = max((c.num_cached for c in self.choices), default=0)
-        return Usage(self._num_prompt, completion, cached)
+        # what one choice computed is cached for the next; the first one paid for it
+        cached = min((c.num_cached for c in self.choices if c.accepted), default=0)
+        return Usage(self._num_prompt, completion, min(cached, self._num_prompt))
 
     async def committed(self, timeout_s: float) -> None:
         """Return once the device has accepted it. Raises ServiceError."""

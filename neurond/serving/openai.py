@@ -20,8 +20,10 @@ from typing import Any
 import msgspec
 
 from ipc.errors import ServiceError
+from neurond.serving.choice import Shown
 from neurond.serving.edge import error_body
 from neurond.serving.generation import Usage
+from neurond.serving.logprobs import Score, chat_content
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -42,47 +44,69 @@ def new_envelope(model: str, now_s: float) -> Envelope:
 
 
 class ChunkFrames:
-    """The frames of one stream."""
+    """The frames of one stream whose choices are text."""
 
     def __init__(self, envelope: Envelope, *, include_usage: bool) -> None:
         head = _head(envelope, "chat.completion.chunk")
         self._head = b"data: " + _encode(head)[:-1]
         self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
 
-    def role(self, index: int) -> bytes:
-        return self._frame(index, b'{"role":"assistant","content":""}', b"null")
+    def begin(self, index: int) -> bytes:
+        return self.delta(index, b'{"role":"assistant","content":""}')
 
-    def text(self, index: int, text: str) -> bytes:
-        return self._frame(index, b'{"content":' + _encode(text) + b"}", b"null")
+    def shown(self, index: int, shown: Shown) -> bytes:
+        delta = b'{"content":' + _encode(shown.text) + b"}"
+        return self.delta(index, delta, shown.scores)
 
     def finish(self, index: int, reason: str) -> bytes:
-        return self._frame(index, b"{}", _encode(reason))
+        return self._frame(index, b"{}", b"null", _encode(reason))
 
     def usage(self, usage: Usage) -> bytes:
         figures = _encode(usage_body(usage))
         return self._head + b',"choices":[],"usage":' + figures + b"}\n\n"
 
-    def _frame(self, index: int, delta: bytes, reason: bytes) -> bytes:
-        return b'%b,"choices":[{"index":%d,"delta":%b,"logprobs":null,"finish_reason":%b}]%b' % (  # noqa: E501
-            self._head, index, delta, reason, self._tail
+    def delta(self, index: int, delta: bytes, scores: Sequence[Score] = ()) -> bytes:
+        """`delta` as JSON, with the scores of the tokens that it shows."""
+        logprobs = _encode(logprobs_body(scores)) if scores else b"null"
+        return self._frame(index, delta, logprobs, b"null")
+
+    def _frame(self, index: int, delta: bytes, logprobs: bytes, reason: bytes) -> bytes:
+        return b'%b,"choices":[{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b}]%b' % (  # noqa: E501
+            self._head, index, delta, logprobs, reason, self._tail
         )  # fmt: skip
 
 
-def completion(
-    envelope: Envelope, answers: Sequence[tuple[str, str]], usage: Usage
-) -> bytes:
-    """The whole answer; `answers` are text and finish reason of each choice."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One choice as a whole; `scores` None: they were not asked for."""
+
+    message: dict[str, Any]
+    scores: Sequence[Score] | None
+    finish: str
+
+
+def text_answer(shown: Shown, finish: str, *, scored: bool) -> Answer:
+    message = {"role": "assistant", "content": shown.text, "refusal": None}
+    return Answer(message, shown.scores if scored else None, finish)
+
+
+def completion(envelope: Envelope, answers: Sequence[Answer], usage: Usage) -> bytes:
+    """The whole answer."""
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": reason,
+            "message": answer.message,
+            "logprobs": None if answer.scores is None else logprobs_body(answer.scores),
+            "finish_reason": answer.finish,
         }
-        for index, (text, reason) in enumerate(answers)
+        for index, answer in enumerate(answers)
     ]
     head = _head(envelope, "chat.completion")
     return _encode({**head, "choices": choices, "usage": usage_body(usage)})
+
+
+def logprobs_body(scores: Sequence[Score]) -> dict[str, Any]:
+    return {"content": chat_content(scores), "refusal": None}
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:

@@ -27,12 +27,15 @@ from ipc.messages import (
     Failed,
     Finished,
     Progress,
+    PromptScores,
     RingDown,
     RingUp,
     SlabsFree,
     Submit,
     TokenRow,
     Tokens,
+    TopScores,
+    Vector,
 )
 from ipc.ring import RecordTooLarge, RingFull
 
@@ -49,7 +52,9 @@ NEXT: dict[tuple[State, str], State] = {
     (State.SUBMITTED, "down"): State.ENDED,
     (State.SUBMITTED, "cancel"): State.ENDED,
     (State.ACCEPTED, "progress"): State.ACCEPTED,
+    (State.ACCEPTED, "scores"): State.ACCEPTED,
     (State.ACCEPTED, "tokens"): State.ACCEPTED,
+    (State.ACCEPTED, "vector"): State.ACCEPTED,
     (State.ACCEPTED, "finished"): State.ENDED,
     (State.ACCEPTED, "failed"): State.ENDED,
     (State.ACCEPTED, "down"): State.ENDED,
@@ -59,12 +64,27 @@ NEXT: dict[tuple[State, str], State] = {
 
 
 class Sink(Protocol):
-    """Hears of one entry. Exactly one of `on_finished`, `on_failed` comes last."""
+    """Hears of one entry. Exactly one of `on_finished`, `on_failed` comes last.
+
+    `logprobs` has one per id where they were asked for, else none; so has `top`. The
+    scores of a prompt come in order, without gaps, from its second token on.
+    """
 
     def on_accepted(self, position: int, cached: int) -> None: ...
-    def on_tokens(self, ids: tuple[int, ...]) -> None: ...
+    def on_tokens(
+        self,
+        ids: tuple[int, ...],
+        logprobs: tuple[float, ...],
+        top: tuple[TopScores, ...],
+    ) -> None: ...
+    def on_scores(self, scores: PromptScores) -> None: ...
+    def on_vector(self, values: bytes) -> None: ...
     def on_finished(self, reason: str, cached: int) -> None: ...
     def on_failed(self, error: ServiceError) -> None: ...
+
+
+Event = Accepted | Progress | PromptScores | Vector | Finished | Failed
+"""What is said about one entry alone."""
 
 
 class Channel(Protocol):
@@ -83,6 +103,8 @@ class Entry:
     sink: Sink
     channel: Channel
     emitted: list[int] = field(default_factory=list)
+    next_score: int = 1
+    """The prompt token whose score comes next; the first has none."""
     state: State = State.SUBMITTED
 
 
@@ -130,12 +152,12 @@ class RequestTable:
             case Tokens(rows=rows):
                 for row in rows:
                     self._on_row(channel, row)
-            case Accepted() | Progress() | Finished() | Failed():
+            case SlabsFree():
+                pass  # the channel's business
+            case _:
                 entry = self._entries.get(message.id)
                 if entry is not None:
                     self._on_event(entry, message)
-            case SlabsFree():
-                pass  # the channel's business
 
     def on_down(self, device: str, generation: int) -> None:
         """This life of the device is over, and so are its requests."""
@@ -153,23 +175,37 @@ class RequestTable:
             self._send_cancel(channel, row.id)
         elif row.start != len(entry.emitted):
             self._break(entry, f"tokens at {row.start}, not {len(entry.emitted)}")
+        elif not _has_scores(row, entry.submit.sampling.logprobs):
+            self._break(entry, f"logprobs {len(row.logprobs)}, not {len(row.ids)}")
         elif self._move(entry, "tokens"):
             entry.emitted.extend(row.ids)
-            entry.sink.on_tokens(row.ids)
+            entry.sink.on_tokens(row.ids, row.logprobs, row.top)
 
-    def _on_event(
-        self, entry: Entry, message: Accepted | Progress | Finished | Failed
-    ) -> None:
+    def _on_event(self, entry: Entry, message: Event) -> None:
         match message:
             case Accepted(position=position, cached=cached):
                 if self._move(entry, "accepted"):
                     entry.sink.on_accepted(position, cached)
             case Progress():
                 self._move(entry, "progress")
+            case PromptScores():
+                self._on_scores(entry, message)
+            case Vector(values=values):
+                if self._move(entry, "vector"):
+                    entry.sink.on_vector(values)
             case Finished():
                 self._on_finished(entry, message)
             case Failed(error=wire):
                 self._fail(entry, "failed", from_wire(wire))
+
+    def _on_scores(self, entry: Entry, message: PromptScores) -> None:
+        end = message.start + len(message.logprobs)
+        due = entry.next_score
+        if message.start != due or end > entry.submit.num_prompt:
+            self._break(entry, f"scores {message.start} to {end}, not from {due}")
+        elif self._move(entry, "scores"):
+            entry.next_score = end
+            entry.sink.on_scores(message)
 
     def _on_finished(self, entry: Entry, message: Finished) -> None:
         if message.num_emitted != len(entry.emitted):
@@ -211,6 +247,13 @@ class RequestTable:
             channel.submit(Cancel(request))
         except (RingFull, ChannelBroken):
             pass  # its next tokens ask again; a broken channel has no requests
+
+
+def _has_scores(row: TokenRow, asked: int) -> bool:
+    """Whether a row says what was asked for; see `Sampling.logprobs`."""
+    num_scores = len(row.ids) if asked >= 0 else 0
+    num_top = len(row.ids) if asked > 0 else 0
+    return len(row.logprobs) == num_scores and len(row.top) in (num_scores, num_top)
 
 
 def _send(channel: Channel, submit: Submit) -> None:

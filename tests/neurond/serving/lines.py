@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ipc.errors import ServiceError
-from ipc.messages import Cancel, RingDown, Sampling, Submit
+from ipc.messages import (
+    Cancel,
+    PromptScores,
+    RingDown,
+    Sampling,
+    Submit,
+    TopScores,
+)
 
 
 class Line:
@@ -37,8 +46,21 @@ class Heard:
     def on_accepted(self, position: int, cached: int) -> None:
         self.events.append(("accepted", cached))
 
-    def on_tokens(self, ids: tuple[int, ...]) -> None:
+    def on_tokens(
+        self,
+        ids: tuple[int, ...],
+        logprobs: tuple[float, ...],
+        top: tuple[TopScores, ...],
+    ) -> None:
         self.events.append(("tokens", ids))
+        if logprobs:
+            self.events.append(("logprobs", (logprobs, top)))
+
+    def on_scores(self, scores: PromptScores) -> None:
+        self.events.append(("scores", (scores.start, scores.logprobs)))
+
+    def on_vector(self, values: bytes) -> None:
+        self.events.append(("vector", values))
 
     def on_finished(self, reason: str, cached: int) -> None:
         self.events.append(("finished", reason))
@@ -51,9 +73,9 @@ class Heard:
         return [name for name, _ in self.events]
 
 
-def submit(ids: tuple[int, ...] = (1, 2, 3)) -> Submit:
+def submit(ids: tuple[int, ...] = (1, 2, 3), **sampling: Any) -> Submit:
     return Submit(
         id=0, attempt=0, model="m", ids=ids, num_prompt=len(ids), choice=0, seed=7,
-        sampling=Sampling(), max_tokens=100, stop_ids=(), grammar="", principal="",
-        priority=100, deadline_s=0.0, cache_salt="",
+        sampling=Sampling(**sampling), max_tokens=100, stop_ids=(), grammar="",
+        principal="", priority=100, deadline_s=0.0, cache_salt="",
     )  # fmt: skip

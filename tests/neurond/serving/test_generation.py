@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ipc.errors import ServiceError, error_for
 from ipc.messages import Accepted, Failed, Finished, RingUp, TokenRow, Tokens
 from ipc.ring import RingFull
-from neurond.serving.generation import Generation, Order, Usage
+from neurond.serving.choice import Order
+from neurond.serving.generation import Generation, Usage
 from neurond.serving.requests import RequestTable
 from tests.neurond.serving.lines import Line, submit
 
@@ -22,18 +23,26 @@ class Letters:
     """A tokenizer whose ids are bytes."""
 
     def piece(self, token: int, *, first: bool) -> bytes | None:
-        return bytes([token])
+        return bytes([token]) if token < 256 else None
+
+    def spelt(self, token: int, *, first: bool) -> bytes:
+        return bytes([token]) if token < 256 else b"<end>"
 
 
 class Bench:
     def __init__(
-        self, *, stops: tuple[str, ...] = (), n: int = 1, paced: bool = True
+        self,
+        *,
+        stops: tuple[str, ...] = (),
+        n: int = 1,
+        paced: bool = True,
+        **sampling: Any,
     ) -> None:
         self.now_s = 0.0
         self.table = RequestTable(first_id=1, max_entries=16)
         self.line = Line()
         self.generation = Generation(self.table, clock=lambda: self.now_s)
-        self.order = Order(submit(), n, stops, Letters(), paced)
+        self.order = Order(submit(**sampling), n, stops, Letters(), paced)
         self.emitted = {i: 0 for i in range(1, n + 1)}
 
     def start(self) -> Generation:
@@ -72,11 +81,11 @@ def test_text_gathers_until_it_is_taken() -> None:
     choice = bench.generation.choices[0]
     bench.text("he")
     bench.text("llo")
-    assert choice.take() == "hello"
-    assert choice.take() == ""
+    assert choice.take().text == "hello"
+    assert choice.take().text == ""
     bench.text("!")
     bench.finish("length")
-    assert (choice.take(), choice.finish) == ("!", "length")
+    assert (choice.take().text, choice.finish) == ("!", "length")
     assert bench.generation.ended
     assert bench.generation.usage == Usage(prompt=3, completion=6, cached=2)
 
@@ -86,7 +95,7 @@ def test_a_stop_string_ends_the_work_on_the_device_at_once() -> None:
     bench.text("say EN")
     bench.text("D and more")
     choice = bench.generation.choices[0]
-    assert (choice.take(), choice.finish) == ("say ", "stop")
+    assert (choice.take().text, choice.finish) == ("say ", "stop")
     assert bench.line.cancelled == [1]
     assert bench.generation.usage.completion == len("say END")
 
@@ -94,9 +103,9 @@ def test_a_stop_string_ends_the_work_on_the_device_at_once() -> None:
 def test_text_held_back_for_a_stop_string_comes_with_the_end() -> None:
     bench = started(stops=("END",))
     bench.text("say E")
-    assert bench.generation.choices[0].take() == "say "
+    assert bench.generation.choices[0].take().text == "say "
     bench.finish()
-    assert bench.generation.choices[0].take() == "E"
+    assert bench.generation.choices[0].take().text == "E"
 
 
 @given(st.lists(st.sampled_from(["text", "take"]), max_size=20))
@@ -108,9 +117,9 @@ def test_any_pace_of_reading_yields_the_same_text(steps: list[str]) -> None:
         if step == "text":
             bench.text("añ")
         else:
-            read += choice.take()
+            read += choice.take().text
     bench.finish()
-    assert read + choice.take() == "añ" * steps.count("text")
+    assert read + choice.take().text == "añ" * steps.count("text")
 
 
 def test_it_is_committed_once_every_choice_is_accepted() -> None:
@@ -178,7 +187,7 @@ def test_choices_are_kept_apart_and_share_the_seed() -> None:
     bench = started(n=2)
     bench.text("a", 1)
     bench.text("b", 2)
-    assert [choice.take() for choice in bench.generation.choices] == ["a", "b"]
+    assert [choice.take().text for choice in bench.generation.choices] == ["a", "b"]
     sent: list[Any] = bench.line.sent
     assert [(m.choice, m.seed) for m in sent] == [(0, 7), (1, 7)]
 

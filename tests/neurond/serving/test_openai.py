@@ -9,10 +9,15 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from ipc.errors import error_for
 from neurond.serving import openai
+from neurond.serving.choice import Shown
 from neurond.serving.generation import Usage
 
 ENVELOPE = openai.new_envelope('m/"x"', 1700000000.9)
 USAGE = Usage(prompt=5, completion=3, cached=2)
+
+
+def whole(text: str, finish: str) -> openai.Answer:
+    return openai.text_answer(Shown(text, []), finish, scored=False)
 
 
 def event(frame: bytes) -> Any:
@@ -24,20 +29,22 @@ def event(frame: bytes) -> Any:
 
 def test_chunks_are_what_the_sdk_expects() -> None:
     frames = openai.ChunkFrames(ENVELOPE, include_usage=False)
-    role = ChatCompletionChunk.model_validate(event(frames.role(1)), strict=True)
+    role = ChatCompletionChunk.model_validate(event(frames.begin(1)), strict=True)
     assert (role.choices[0].index, role.choices[0].delta.role) == (1, "assistant")
-    text = ChatCompletionChunk.model_validate(event(frames.text(0, 'é"\n😀')))
+    text = ChatCompletionChunk.model_validate(
+        event(frames.shown(0, Shown('é"\n😀', [])))
+    )
     assert text.choices[0].delta.content == 'é"\n😀'
     end = ChatCompletionChunk.model_validate(event(frames.finish(0, "length")))
     assert end.choices[0].finish_reason == "length"
     assert role.id == text.id == end.id == ENVELOPE.id
     assert (role.model, role.created) == (ENVELOPE.model, 1700000000)
-    assert "usage" not in event(frames.role(0))
+    assert "usage" not in event(frames.begin(0))
 
 
 def test_with_usage_every_chunk_has_it_and_the_last_has_no_choices() -> None:
     frames = openai.ChunkFrames(ENVELOPE, include_usage=True)
-    assert event(frames.text(0, "x"))["usage"] is None
+    assert event(frames.shown(0, Shown("x", [])))["usage"] is None
     last = ChatCompletionChunk.model_validate(event(frames.usage(USAGE)))
     assert last.choices == []
     assert last.usage is not None
@@ -47,7 +54,8 @@ def test_with_usage_every_chunk_has_it_and_the_last_has_no_choices() -> None:
 
 
 def test_a_whole_answer_is_what_the_sdk_expects() -> None:
-    body = openai.completion(ENVELOPE, [("a", "stop"), ("", "length")], USAGE)
+    answers = [whole("a", "stop"), whole("", "length")]
+    body = openai.completion(ENVELOPE, answers, USAGE)
     answer = ChatCompletion.model_validate(json.loads(body))
     assert [c.message.content for c in answer.choices] == ["a", ""]
     assert [c.finish_reason for c in answer.choices] == ["stop", "length"]
