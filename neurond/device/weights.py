@@ -4,9 +4,10 @@ Device process. A file is
 
     u64 header length │ header: JSON {name: {dtype, shape, data_offsets}} │ raw bytes
 
-Pieces are read with pread into the final memory of a CPU tensor, or through one small
-pinned buffer onto a GPU, so a load is never longer between two yields than a few pieces
-and never holds a second copy. Pickled weights are not read at all.
+Pieces are read with pread on a thread, a bounded number ahead, into the final memory of
+a CPU tensor or through a few small (on a GPU pinned) buffers, so a load is never longer
+between two yields than a few pieces and never holds a second copy. Pickled weights are
+not read at all.
 
 Invariant: everything in a header is checked before memory is allocated for it.
 """
@@ -17,8 +18,9 @@ import json
 import math
 import os
 import struct
-import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,12 @@ from typing import Any
 import torch
 
 from ipc.errors import ServiceError, error_for
+from neurond.converted import BLOCKS_FILE
+from neurond.device.turns import Patience
 
 _PIECE_BYTES = 4 << 20
-_SLICE_S = 0.02
+_SLICE_BYTES = 16 << 20
+_READ_AHEAD = 8
 _MAX_HEADER_BYTES = 100 << 20
 _DTYPES = {
     "F64": torch.float64,
@@ -60,7 +65,7 @@ class Entry:
 
 def find_entries(folder: Path) -> list[Entry]:
     """Every tensor of the folder's checkpoint, in file order. Raises load_failed."""
-    entries = [entry for path in _files(folder) for entry in _read_header(path)]
+    entries = [entry for path in _files(folder) for entry in read_header(path)]
     if not entries:
         raise refuse("the checkpoint holds no tensors")
     return entries
@@ -81,7 +86,8 @@ def _files(folder: Path) -> list[Path]:
         if missing:
             raise refuse(f"the checkpoint lacks its file {missing[0]}")
         return [folder / name for name in names]
-    found = sorted(folder.glob("*.safetensors"))
+    there = sorted(folder.glob("*.safetensors"))
+    found = [path for path in there if path.name != BLOCKS_FILE]
     if not found:
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
         why = "only pickled weights, which are never read" if pickled else "no weights"
@@ -89,7 +95,8 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
-def _read_header(path: Path) -> list[Entry]:
+def read_header(path: Path) -> list[Entry]:
+    """The tensors of one file, in its order. Raises load_failed."""
     size_bytes = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -120,50 +127,124 @@ def _entry(path: Path, base: int, name: str, told: dict[str, Any]) -> Entry:
 
 
 class Reader:
-    """Fills a state dict on one device."""
+    """Fills a state dict on one device, reading ahead on a thread of its own.
+
+    Pieces that need no conversion are read into their final memory; the others, and all
+    for a GPU, go through a fixed set of buffers.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         self._device = device
-        self._staging: torch.Tensor | None = None
-        if device.type == "cuda":
-            self._staging = torch.empty(
-                _PIECE_BYTES, dtype=torch.uint8, pin_memory=True
-            )
+        self._buffers: deque[torch.Tensor] = deque()
 
-    def read(self, entries: list[Entry], dtype: torch.dtype | None) -> Iterator[int]:
-        """Yields the bytes read so far, every few pieces. Floats become `dtype`."""
-        done = 0
-        told_s = time.monotonic()
+    def read(
+        self, entries: list[Entry], dtype: torch.dtype | None
+    ) -> Generator[int, None, None]:
+        """Yields the bytes read so far, at most 16 MiB at a time, or nothing new while
+        the disk is waited for. Floats become `dtype`."""
+        done = told = 0
+        patience = Patience()
+        ahead: deque[tuple[Future[None], _Piece]] = deque()
+        pieces = self._pieces(entries, dtype)
+        with ThreadPoolExecutor(1, "read") as pool:
+            try:
+                while self._read_on(pool, pieces, ahead):
+                    future, piece = ahead[0]
+                    if done - told > _SLICE_BYTES - _PIECE_BYTES:
+                        told = done
+                        yield done
+                    while not patience.wait(future):
+                        told = done
+                        yield done
+                    ahead.popleft()
+                    future.result()
+                    self._place(piece)
+                    done += piece.memory.numel()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+        yield done
+
+    def _read_on(
+        self,
+        pool: ThreadPoolExecutor,
+        pieces: Iterator[_Piece],
+        ahead: deque[tuple[Future[None], _Piece]],
+    ) -> bool:
+        """Keep the thread busy. Whether anything is under way."""
+        while len(ahead) < _READ_AHEAD and (piece := next(pieces, None)) is not None:
+            job = pool.submit(_read_piece, piece.path, piece.memory, piece.offset)
+            ahead.append((job, piece))
+        return bool(ahead)
+
+    def _pieces(
+        self, entries: list[Entry], dtype: torch.dtype | None
+    ) -> Iterator[_Piece]:
         for entry in entries:
-            tensor = torch.empty(entry.shape, dtype=entry.dtype, device=self._device)
-            for size_bytes in self._fill(tensor, entry):
-                done += size_bytes
-                if time.monotonic() - told_s >= _SLICE_S:
-                    yield done
-                    told_s = time.monotonic()
-            if dtype is not None and tensor.is_floating_point():
-                tensor = tensor.to(dtype)
-            self.tensors[entry.name] = tensor
+            wanted = (
+                dtype if dtype is not None and entry.dtype.is_floating_point else None
+            )
+            final = torch.empty(
+                entry.shape, dtype=wanted or entry.dtype, device=self._device
+            )
+            self.tensors[entry.name] = final
+            flat = final.view(-1)
+            step = _PIECE_BYTES // entry.dtype.itemsize
+            for begin in range(0, flat.numel(), step):
+                part = flat[begin : begin + step]
+                yield self._piece(
+                    entry, part, entry.offset + begin * entry.dtype.itemsize
+                )
 
-    def _fill(self, tensor: torch.Tensor, entry: Entry) -> Iterator[int]:
-        raw = tensor.reshape(-1).view(torch.uint8)
-        fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            for begin in range(0, entry.size_bytes, _PIECE_BYTES):
-                piece = raw[begin : begin + _PIECE_BYTES]
-                self._fill_piece(fd, piece, entry.offset + begin)
-                yield len(piece)
-        finally:
-            os.close(fd)
+    def _piece(self, entry: Entry, part: torch.Tensor, offset: int) -> _Piece:
+        if part.device.type == "cpu" and part.dtype == entry.dtype:
+            return _Piece(entry.path, part.view(torch.uint8), offset, None, part)
+        buffer = self._buffer()
+        memory = buffer[: part.numel() * entry.dtype.itemsize]
+        return _Piece(entry.path, memory, offset, buffer, part, entry.dtype)
 
-    def _fill_piece(self, fd: int, piece: torch.Tensor, offset: int) -> None:
-        if self._staging is None:
-            _read_exactly(fd, piece, offset)
-        else:
-            staged = self._staging[: len(piece)]
-            _read_exactly(fd, staged, offset)
-            piece.copy_(staged)
+    def _buffer(self) -> torch.Tensor:
+        if self._buffers:
+            return self._buffers.popleft()
+        pinned = self._device.type == "cuda"
+        return torch.empty(_PIECE_BYTES, dtype=torch.uint8, pin_memory=pinned)
+
+    def _place(self, piece: _Piece) -> None:
+        """From its buffer to where it belongs; converted on the device."""
+        if piece.buffer is None or piece.dtype is None:
+            return
+        read = piece.memory.view(piece.dtype)
+        if self._device.type == "cuda":
+            read = read.to(self._device)  # waits: the buffer is free again
+        piece.final.copy_(read)
+        self._buffers.append(piece.buffer)
+
+
+def fetch(entry: Entry) -> torch.Tensor:
+    """One tensor as it is stored, on the host. Blocks; leaves the interpreter alone."""
+    tensor = torch.empty(entry.shape, dtype=entry.dtype)
+    _read_piece(entry.path, tensor.view(-1).view(torch.uint8), entry.offset)
+    return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """`memory` is what is read into: the final memory, or a part of a buffer."""
+
+    path: Path
+    memory: torch.Tensor
+    offset: int
+    buffer: torch.Tensor | None
+    final: torch.Tensor
+    dtype: torch.dtype | None = None
+
+
+def _read_piece(path: Path, memory: torch.Tensor, offset: int) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _read_exactly(fd, memory, offset)
+    finally:
+        os.close(fd)
 
 
 def _read_exactly(fd: int, piece: torch.Tensor, offset: int) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import json
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from ipc.errors import HostError
-from neurond.device import weights
 from neurond.device.weights import Reader, find_entries
 
 CPU = torch.device("cpu")
@@ -62,18 +63,26 @@ def test_floats_become_the_wanted_dtype_and_integers_stay(tmp_path: Path) -> Non
     assert tensors["int"].dtype == torch.int64
 
 
-def test_a_large_tensor_is_read_in_pieces_with_pauses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(weights, "_SLICE_S", 0.0)
-    saved = {"large": torch.randn(3_000_000), "small": torch.randn(2)}
+def test_a_large_tensor_is_read_in_slices_of_bounded_bytes(tmp_path: Path) -> None:
+    saved = {"large": torch.randn(9_000_000), "small": torch.randn(2)}
     save_file(saved, tmp_path / "model.safetensors")
-    reader = Reader(CPU)
-    told = list(reader.read(find_entries(tmp_path), None))
-    assert len(told) >= 3
-    assert told == sorted(told)
-    assert told[-1] == 12_000_008
-    assert torch.equal(reader.tensors["large"], saved["large"])
+    for dtype in (None, torch.bfloat16):
+        reader = Reader(CPU)
+        told = [0, *reader.read(find_entries(tmp_path), dtype)]
+        assert told[-1] == 36_000_008
+        steps = [after - before for before, after in itertools.pairwise(told)]
+        assert min(steps) >= 0
+        assert max(steps) <= 16 << 20
+        wanted = saved["large"].to(dtype or torch.float32)
+        assert torch.equal(reader.tensors["large"], wanted)
+
+
+def test_a_read_that_nobody_wants_any_more_leaves_no_thread(tmp_path: Path) -> None:
+    save_file({"large": torch.randn(9_000_000)}, tmp_path / "model.safetensors")
+    reading = Reader(CPU).read(find_entries(tmp_path), None)
+    next(reading)
+    reading.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("read")]
 
 
 def test_shards_are_those_of_the_index(tmp_path: Path) -> None:
