@@ -21,8 +21,9 @@ from cortexd.feed import Feed
 from cortexd.nodes import endpoint
 from cortexd.nodes.pool import Pool
 from cortexd.relay import Relay
-from cortexd.resources.chat import ChatResource
+from cortexd.resources import relayed
 from cortexd.resources.models import ModelResource, ModelsResource
+from cortexd.resources.relayed import RelayedResource
 from cortexd.resources.state import HealthResource, VersionResource
 from cortexd.series import Accounts, Series
 from cortexd.snapshot import EMPTY, Snapshot
@@ -68,8 +69,15 @@ class Worker:
     ) -> falcon.asgi.App[Any, Any]:
         app: falcon.asgi.App[Any, Any] = falcon.asgi.App(middleware=[self])
         body_bytes = given.gateway.body_bytes
-        chat = ChatResource(relay, accounts, body_bytes=body_bytes)
-        app.add_route("/v1/chat/completions", chat)
+
+        def handed_on(endpoint: relayed.Endpoint) -> RelayedResource:
+            return RelayedResource(endpoint, relay, accounts, body_bytes=body_bytes)
+
+        app.add_route("/v1/chat/completions", handed_on(relayed.CHAT))
+        app.add_route("/v1/completions", handed_on(relayed.COMPLETIONS))
+        app.add_route("/v1/embeddings", handed_on(relayed.EMBEDDINGS))
+        app.add_route("/tokenize", handed_on(relayed.TOKENIZE))
+        app.add_route("/detokenize", handed_on(relayed.DETOKENIZE))
         app.add_route("/v1/models", ModelsResource(self.documents))
         app.add_route("/v1/models/{model:path}", ModelResource(self.documents))
         app.add_route("/health", HealthResource(self.documents))

@@ -45,7 +45,10 @@ class _Delta(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
+    """Of a chat, or of a text completion."""
+
     delta: _Delta = msgspec.field(default_factory=_Delta)
+    text: str | None = None
 
 
 class _Chunk(msgspec.Struct):
@@ -124,7 +127,10 @@ def _carries_output(text: bytes) -> bool:
         chunk = _decode_chunk(text.strip())
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
-    return any(
-        bool(c.delta.content or c.delta.reasoning_content or c.delta.tool_calls)
-        for c in chunk.choices
-    )
+    return any(_has_output(choice) for choice in chunk.choices)
+
+
+def _has_output(choice: _Choice) -> bool:
+    delta = choice.delta
+    said = choice.text or delta.content or delta.reasoning_content
+    return bool(said or delta.tool_calls)

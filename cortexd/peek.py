@@ -1,4 +1,4 @@
-"""What the gateway reads of a chat body: the model and whether it is to be streamed.
+"""What the gateway reads of a body: the model and whether it is to be streamed.
 
 Gateway worker; pure. Everything else is the node's to check, and goes there as it came.
 Only a name that is an alias is replaced, and only it.

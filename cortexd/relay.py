@@ -34,13 +34,15 @@ _EVENTS = "text/event-stream"
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a client wants; `body_for(model id)` is what a node gets."""
+    """What a client wants; `body_for(model id)` is what a node gets. Unless it is
+    `on_device`, a node needs the model's files only."""
 
     model: str
     stream: bool
     path: str
     request_id: str
     body_for: Callable[[str], bytes]
+    on_device: bool = True
 
 
 class Setback(Exception):
@@ -95,8 +97,13 @@ class Relay:
 
     def _decide(self, ask: Ask, tried: list[str]) -> Decision:
         in_flight = {name: pool.in_flight for name, pool in self._pools.items()}
-        snapshot = self._snapshot()
-        return decide(snapshot, ask.model, without=tried, in_flight=in_flight)
+        return decide(
+            self._snapshot(),
+            ask.model,
+            on_device=ask.on_device,
+            without=tried,
+            in_flight=in_flight,
+        )
 
     async def _attempt(
         self, ask: Ask, target: Serve, account: Account

@@ -4,6 +4,7 @@ Gateway worker. The order of the questions is the order of the code:
 
  1  is the name known?        no: 404, or 503 while a node has yet to say what it holds
  2  is it servable somewhere? the least loaded of those nodes serves it
+    needs it no device?       any node that knows the model does, if none has it loaded
  3  is it on its way there?   wait: loading (percent, eta) or recovering
  4  otherwise                 refuse with the reason; always 503, it may come back
 
@@ -56,21 +57,22 @@ def decide(
     snapshot: Snapshot,
     name: str,
     *,
+    on_device: bool = True,
     without: Collection[str] = (),
     in_flight: Mapping[str, int] | None = None,
 ) -> Decision:
-    """`without` are nodes that were tried already, `in_flight` our own per node."""
+    """`without` are nodes that were tried already, `in_flight` our own per node. What
+    is not for a device is served wherever the model is known, if need be."""
     model_id = resolve(snapshot, name)
     if model_id is None:
         return Reject(_unknown(snapshot, name))
     model = snapshot.models[model_id]
     reachable = [p for p in model.places if snapshot.is_up(p.node)]
     open_ = [p for p in reachable if snapshot.nodes[p.node].accepting]
-    fit = [
-        p
-        for p in open_
-        if p.node not in without and p.status == "loaded" and p.servable
-    ]
+    untried = [p for p in open_ if p.node not in without]
+    fit = [p for p in untried if p.status == "loaded" and p.servable]
+    if not on_device:
+        fit = fit or untried
     if fit:
         chosen = _least_loaded(fit, in_flight or {})
         return Serve(chosen.node, snapshot.nodes[chosen.node].endpoint, model_id)

@@ -3,7 +3,7 @@
 Gateway worker. With PROMETHEUS_MULTIPROC_DIR in the environment, set by the supervisor,
 the figures lie in files that the metrics process adds up over all workers.
 
-    account = accounts.open() ─▶ named(model) ─▶ first_token() ─▶ end(outcome, usage)
+    account = accounts.open(endpoint) ─▶ first_token() ─▶ end(outcome, usage)
 
 Invariant: each request ends in exactly one outcome, however it ends.
 """
@@ -41,8 +41,8 @@ class Series:
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.requests = Counter(
             "cortexd_requests",
-            "Requests by model and outcome; each request is in exactly one",
-            ["model", "outcome"],
+            "Requests by model, endpoint and outcome; each request is in exactly one",
+            ["model", "endpoint", "outcome"],
             registry=registry,
         )
         self.tokens = Counter(
@@ -61,7 +61,7 @@ class Series:
         self.request_s = Histogram(
             "cortexd_request_seconds",
             "From a request's arrival to the end of its answer",
-            ["model", "outcome"],
+            ["model", "endpoint", "outcome"],
             buckets=(*_FAST_S, *_SLOW_S),
             registry=registry,
         )
@@ -85,10 +85,12 @@ class Account:
     def __init__(
         self,
         series: Series,
+        endpoint: str,
         clock: Callable[[], float],
         on_close: Callable[[], None],
     ) -> None:
         self.model = NO_MODEL
+        self._endpoint = endpoint
         self.outcome: Outcome | None = None
         self._series = series
         self._clock = clock
@@ -110,8 +112,9 @@ class Account:
         self.outcome = outcome
         series, model = self._series, self.model
         series.in_flight.dec()
-        series.requests.labels(model, outcome).inc()
-        series.request_s.labels(model, outcome).observe(self._clock() - self._began_s)
+        labels = (model, self._endpoint, outcome)
+        series.requests.labels(*labels).inc()
+        series.request_s.labels(*labels).observe(self._clock() - self._began_s)
         if usage is not None:
             series.tokens.labels(model, "prompt").inc(usage.prompt_tokens)
             series.tokens.labels(model, "completion").inc(usage.completion_tokens)
@@ -137,9 +140,10 @@ class Accounts:
         self._series = series
         self._clock = clock
 
-    def open(self) -> Account:
+    def open(self, endpoint: str) -> Account:
+        """`endpoint` as metrics name it."""
         self.num_open += 1
-        return Account(self._series, self._clock, self._closed)
+        return Account(self._series, endpoint, self._clock, self._closed)
 
     def _closed(self) -> None:
         self.num_open -= 1

@@ -139,6 +139,8 @@ def test_the_end_is_known_by_its_frame_alone(stream: bytes, terminal: str) -> No
         (chunk(content="a"), True),
         (chunk(reasoning_content="a"), True),
         (chunk(tool_calls=[{"index": 0}]), True),
+        (b'data: {"choices":[{"text":"a"}]}\n\n', True),
+        (b'data: {"choices":[{"text":""}]}\n\n', False),
         (b": keep-alive\n\n", False),
         (b"data: nonsense\n\n", False),
         (b"data: \xff\n\n", False),

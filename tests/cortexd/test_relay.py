@@ -168,6 +168,45 @@ def test_s46_a_whole_answer_may_take_longer_than_the_idle_timeout(
     assert gateway.chat().body == completion()
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize"]
+)
+def test_every_endpoint_of_a_node_is_handed_through(
+    node: NodeStub, gateway: Gateway, path: str
+) -> None:
+    body = b'{"model": "gpt-4o",  "prompt": "x", "input": "y"}'
+
+    answer = gateway.request("POST", path, body, content_type="application/json")
+
+    assert (answer.status, answer.body) == (200, completion())
+    (asked,) = node.asked
+    assert asked.path == path
+    assert asked.json == {"model": "m", "prompt": "x", "input": "y"}
+    label = path.rpartition("/")[2]
+    counted = (
+        rf'cortexd_requests_total\{{endpoint="{label}",model="m",outcome="ok"\}} 1'
+    )
+    until(lambda: re.search(counted, scrape(gateway)))
+
+
+def test_tokens_are_counted_where_the_model_is_known_and_not_loaded(
+    nodes: dict[str, NodeStub], gateway: Gateway
+) -> None:
+    for stub in nodes.values():
+        stub.does.models = [model_fact("m", "unloaded")]
+        stub.does.residency += 20
+    until(lambda: seen(gateway) == {"a": "unloaded", "b": "unloaded"})
+    nodes["a"].does.chat = "no_answer"
+
+    def asked(path: str) -> int:
+        body = b'{"model":"m","prompt":"x"}'
+        kind = "application/json"
+        return gateway.request("POST", path, body, content_type=kind).status
+
+    assert asked("/tokenize") == asked("/detokenize") == 200
+    assert asked("/v1/completions") == asked("/v1/embeddings") == 503
+
+
 # ---- nodes that die -----------------------------------------------------------------
 
 

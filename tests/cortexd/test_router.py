@@ -75,6 +75,28 @@ def test_our_own_requests_count_since_the_last_poll() -> None:
     assert decision.node == "b"
 
 
+def test_what_needs_no_device_is_served_wherever_the_model_is_known() -> None:
+    known = fleet(place("a", "unloaded", servable=False), place("b", "loading"))
+
+    assert not isinstance(decide(known, "m"), Serve)
+    decision = decide(known, "m", on_device=False)
+    assert isinstance(decision, Serve)
+    assert decision.node == "a"
+    decision = decide(known, "m", on_device=False, without=["a"])
+    assert isinstance(decision, Serve)
+    assert decision.node == "b"
+    assert isinstance(decide(known, "m", on_device=False, without=["a", "b"]), Wait)
+
+
+def test_what_needs_no_device_goes_where_the_model_is_loaded_all_the_same() -> None:
+    known = fleet(place("a", "unloaded"), place("b", load=9))
+
+    decision = decide(known, "m", on_device=False)
+
+    assert isinstance(decision, Serve)
+    assert decision.node == "b"
+
+
 def test_a_node_that_was_tried_is_passed_by() -> None:
     decision = decide(fleet(place("a"), place("b", load=9)), "m", without=["a"])
 

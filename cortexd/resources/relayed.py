@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: handed to a node, byte for byte.
+"""POST of every endpoint that a node answers: handed to one, byte for byte.
 
 Gateway worker.
 """
@@ -6,6 +6,7 @@ Gateway worker.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 import falcon
 
@@ -17,17 +18,35 @@ from ipc.errors import ServiceError
 from neurond.serving.body import require_json
 from neurond.serving.edge import Request, Response, exchange_of
 
-_PATH = "/v1/chat/completions"
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """`name` is its label in metrics. `on_device`: the model has to be loaded; else
+    any node that knows it can answer."""
+
+    name: str
+    path: str
+    on_device: bool = True
 
 
-class ChatResource:
-    def __init__(self, relay: Relay, accounts: Accounts, *, body_bytes: int) -> None:
+CHAT = Endpoint("chat", "/v1/chat/completions")
+COMPLETIONS = Endpoint("completions", "/v1/completions")
+EMBEDDINGS = Endpoint("embeddings", "/v1/embeddings")
+TOKENIZE = Endpoint("tokenize", "/tokenize", on_device=False)
+DETOKENIZE = Endpoint("detokenize", "/detokenize", on_device=False)
+
+
+class RelayedResource:
+    def __init__(
+        self, endpoint: Endpoint, relay: Relay, accounts: Accounts, *, body_bytes: int
+    ) -> None:
+        self._endpoint = endpoint
         self._relay = relay
         self._accounts = accounts
         self._body_bytes = body_bytes
 
     async def on_post(self, req: Request, resp: Response) -> None:
-        account = self._accounts.open()
+        account = self._accounts.open(self._endpoint.name)
         exchange_of(req).on_close(account.close)
         try:
             await self._answer(req, resp, account)
@@ -59,4 +78,11 @@ class ChatResource:
         exchange = exchange_of(req)
         body = await exchange.body.read(req.headers_lower, limit_bytes=self._body_bytes)
         seen = peek(body)
-        return Ask(seen.model, seen.stream, _PATH, exchange.request_id, seen.body_for)
+        return Ask(
+            model=seen.model,
+            stream=seen.stream,
+            path=self._endpoint.path,
+            request_id=exchange.request_id,
+            body_for=seen.body_for,
+            on_device=self._endpoint.on_device,
+        )
