@@ -63,6 +63,7 @@ class Limits:
     prefill_deadline_s: float = _bounded(120.0, 0.1, 3600.0, "for one chunk of prompt")
     load_deadline_s: float = _bounded(900.0, 0.1, 86400.0, "for one model")
     boot_deadline_s: float = _bounded(120.0, 0.1, 3600.0, "for a device to come up")
+    queue_deadline_s: float = _bounded(60.0, 0.1, 3600.0, "for a request that waits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,11 @@ class Engine:
     """`[engine]`"""
 
     numerics: Literal["fast", "invariant"] = "fast"
-    max_running: int = _bounded(8, 1, 1024, "sequences decoded together")
+    max_running: int = _bounded(16, 1, 1024, "sequences decoded together")
     prefill_chunk: int = _bounded(512, 1, 1 << 20, "prompt tokens per step")
+    kv_bytes: int = _bounded(0, 0, 1 << 50, "of one device; 0: from what weights leave")
+    page_tokens: int = _bounded(0, 0, 4096, "of one KV page; 0: the device's choice")
+    prefix_cache: bool = field(default=True, metadata={"doc": "reuse computed prompts"})
 
 
 @dataclass(frozen=True, slots=True)
