@@ -106,6 +106,10 @@ _ROWS = (
          "cortexctl models"),
     _row("request_quarantined", "CX-REQ-QUARANTINED", 422, "client", _INVALID,
          "this request killed a device while it ran alone", "cortexctl devices"),
+    _row("grammar_dead_end", "CX-REQ-GRAMMAR", 422, "client", _INVALID,
+         "the grammar left no token to go on with, or grew too complex to follow;"
+         " the same request would end there again",
+         "cortexctl explain CX-REQ-GRAMMAR"),
     _row("rate_limit_exceeded", "CX-RATE", 429, "capacity",
          ("rate_limit_error", "rate_limit_error"),
          "the key used its share", "cortexctl status", 1),

@@ -1,27 +1,237 @@
-"""Draws the next token: a pure function of logits, parameters and three numbers.
+"""Draws the next token of each row: a pure function of logits, parameters and numbers.
 
-Device process, pure, numpy only. There is no generator state: the random number of a
-token is a hash of (seed, choice, output index), so a sequence that is resumed in
-another process, or computed in other company, draws what it would have drawn (D7).
+Device process. There is no generator state: the random number of a token is a hash of
+(seed, choice, output index), so a sequence that is resumed in another process, or
+computed in other company, draws what it would have drawn (D7). The tensor work is
+vectorised over rows and queued on the device; its results are read back once per call
+(and again for the rare rows whose distribution was too flat for the first try).
 
-Order: logit_bias, bans, repetition / presence / frequency penalties, temperature,
-min_p, top_k, top_p, draw. Equal probabilities are ordered by token id.
+Order: logit_bias, bans and grammar, repetition / presence / frequency penalties,
+temperature, typical_p, min_p, top_k, top_p, draw. Equals are ordered by token id.
+
+Invariant: a row's outcome is a function of that row alone; what is wrong with one row
+(NaN, a grammar without a way on) is that row's outcome.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator
+from collections.abc import Sequence as Listing
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from ipc.errors import ServiceError, error_for
 from ipc.messages import Sampling
+from neurond.device import edits, nucleus, scores
+from neurond.device.backend import Outcome, Row
+from neurond.device.sequence import Sequence
+from neurond.device.verdict import nan_error
 
-Row = npt.NDArray[np.float32]
 _GREEDY_BELOW = 1e-5
+_WIDTHS = (128, 2048)
+_CPU_ROWS = 1  # at once: the temporaries of a row stay in the core's cache
+_MAX_HISTORIES = 1024
+OldRow = npt.NDArray[np.float32]
+
+# rows of what is read back: the token, are its logits sound, was there a token that
+# may come, is the token proven to be the one
+_TOKEN, _SOUND, _ALIVE, _PROVEN = range(4)
+
+
+def uniform(seed: int, choice: int, index: int) -> float:
+    """In [0, 1), with 53 random bits."""
+    key = struct.pack("<QQQ", seed & (2**64 - 1), choice, index)
+    digest = hashlib.blake2b(key, digest_size=8).digest()
+    return float(int.from_bytes(digest, "little") >> 11) / float(1 << 53)
+
+
+class Sampler:
+    """Owns what it counted of each sequence; ids make it again at any time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._histories: dict[int, edits.History] = {}
+
+    def release(self, sequence: Sequence) -> None:
+        """Forget the sequence. Without it, the oldest are forgotten in time."""
+        self._histories.pop(id(sequence), None)
+
+    def draw(
+        self,
+        logits: torch.Tensor,
+        sequences: Listing[Sequence],
+        bitmask: edits.Bitmask | None = None,
+    ) -> list[Outcome]:
+        """One outcome per row of logits [R, V], any float dtype, on our device.
+
+        Call it before the drawn token is appended. Only rows whose request has a
+        grammar obey `bitmask`. A row with NaN or +inf is a nan_logits error, one
+        without a token that may come a grammar_dead_end. `Row.logprob` and `top` are
+        set where the request asks for them: of the raw logits, see `scores`.
+        """
+        with torch.inference_mode():
+            best, tokens = logits.max(-1)  # NaN and +inf win every comparison
+            ones = torch.ones_like(tokens)
+            report = torch.stack((tokens, best.isfinite(), ones, ones))
+            pending = [i for i, s in enumerate(sequences) if not _is_plain(s)]
+            for width in (*_WIDTHS, logits.shape[-1]):
+                for rows in self._groups(pending, sequences):
+                    self._draw(logits, sequences, rows, bitmask, width, report)
+                measured = _measure(logits, sequences, report[_TOKEN])
+                told = report.tolist()  # the one wait for the device
+                pending = [row for row in pending if not told[_PROVEN][row]]
+                if not pending:
+                    break
+            return _outcomes(sequences, told, measured)
+
+    def _groups(
+        self, rows: Listing[int], sequences: Listing[Sequence]
+    ) -> Iterator[list[int]]:
+        """Rows that are drawn alike, as many at once as pays."""
+        alike: dict[tuple[bool, bool], list[int]] = {}
+        for row in rows:
+            sampling = sequences[row].submit.sampling
+            kind = (_is_greedy(sampling), sampling.typical_p < 1.0)
+            alike.setdefault(kind, []).append(row)
+        for group in alike.values():
+            step = _CPU_ROWS if self._device.type == "cpu" else len(group)
+            for start in range(0, len(group), step):
+                yield group[start : start + step]
+
+    def _draw(  # noqa: PLR0913  one row group of `draw`
+        self,
+        logits: torch.Tensor,
+        sequences: Listing[Sequence],
+        rows: list[int],
+        bitmask: edits.Bitmask | None,
+        width: int,
+        report: torch.Tensor,
+    ) -> None:
+        """Write tokens, alive and proven of some rows."""
+        chosen = [sequences[row] for row in rows]
+        index = edits.upload(np.asarray(rows), self._device)
+        edited = logits[index].float()
+        their_mask = None if bitmask is None else bitmask[rows]
+        edits.edit(edited, chosen, self._counted(chosen), their_mask)
+        best, tokens = edited.max(-1)
+        proven = torch.ones_like(tokens)
+        if not _is_greedy(chosen[0].submit.sampling):
+            tokens, proven = _pick(edited, chosen, width)
+        alive = best > float("-inf")
+        report[_TOKEN, index] = tokens
+        report[_ALIVE, index] = alive.long()
+        report[_PROVEN, index] = (proven.bool() | ~best.isfinite()).long()
+
+    def _counted(self, sequences: Listing[Sequence]) -> dict[int, edits.History]:
+        """By row, for those with penalties."""
+        return {
+            row: self._history(sequence)
+            for row, sequence in enumerate(sequences)
+            if edits.penalises(sequence.submit.sampling)
+        }
+
+    def _history(self, sequence: Sequence) -> edits.History:
+        history = self._histories.pop(id(sequence), None) or edits.History(sequence)
+        self._histories[id(sequence)] = history  # now the newest
+        if len(self._histories) > _MAX_HISTORIES:
+            del self._histories[next(iter(self._histories))]
+        return history
+
+
+def _is_greedy(sampling: Sampling) -> bool:
+    return sampling.temperature < _GREEDY_BELOW
+
+
+def _is_plain(sequence: Sequence) -> bool:
+    """The argmax of the untouched logits is the answer."""
+    sampling = sequence.submit.sampling
+    return (
+        _is_greedy(sampling)
+        and not sequence.submit.grammar
+        and not sampling.logit_bias
+        and not edits.penalises(sampling)
+        and not sequence.banned_ids
+    )
+
+
+def _pick(
+    edited: torch.Tensor, sequences: Listing[Sequence], width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [R] and whether they are proven [R], from edited scores [R, V]."""
+    table = [_parameters(sequence) for sequence in sequences]
+    draw = nucleus.Draw.of(edits.upload(np.asarray(table), edited.device))
+    edited /= draw.temperature.float()
+    if sequences[0].submit.sampling.typical_p < 1.0:
+        edited = nucleus.typical(edited, draw.typical_p)
+    return nucleus.pick(edited, draw, width)
+
+
+def _parameters(sequence: Sequence) -> tuple[float, ...]:
+    """In the order of `nucleus.Draw`."""
+    submit = sequence.submit
+    s = submit.sampling
+    number = uniform(submit.seed, submit.choice, sequence.num_emitted)
+    return s.temperature, s.typical_p, s.min_p, s.top_k, s.top_p, number
+
+
+def _measure(
+    logits: torch.Tensor, sequences: Listing[Sequence], tokens: torch.Tensor
+) -> scores.Measured | None:
+    """Of the rows that ask, in their order; queued."""
+    asked = [row for row, sequence in enumerate(sequences) if _asks(sequence)]
+    if not asked:
+        return None
+    most = max(sequences[row].submit.sampling.logprobs for row in asked)
+    index = edits.upload(np.asarray(asked), logits.device)
+    return scores.measure(logits[index], tokens[index], most)
+
+
+def _asks(sequence: Sequence) -> bool:
+    return sequence.submit.sampling.logprobs >= 0
+
+
+def _outcomes(
+    sequences: Listing[Sequence],
+    told: list[list[int]],
+    measured: scores.Measured | None,
+) -> list[Outcome]:
+    figures = iter(measured.read() if measured else ())
+    return [
+        _outcome(sequence, row, next(figures) if _asks(sequence) else None)
+        for sequence, *row in zip(sequences, *told, strict=True)
+    ]
+
+
+def _outcome(
+    sequence: Sequence, row: list[int], figures: scores.Score | None
+) -> Outcome:
+    if not row[_SOUND]:
+        return nan_error()
+    if not row[_ALIVE]:
+        return _dead_end(sequence)
+    if figures is None:
+        return Row(row[_TOKEN])
+    own, top = figures
+    return Row(row[_TOKEN], own, top[: sequence.submit.sampling.logprobs])
+
+
+def _dead_end(sequence: Sequence) -> ServiceError:
+    """What the grammar said, or that nothing may follow."""
+    told = getattr(sequence.grammar, "error", None)
+    if isinstance(told, ServiceError):
+        return told
+    return error_for(
+        "grammar_dead_end",
+        "no token is allowed here: grammar, min_tokens and stop ids contradict",
+    )
+
+
+# -- one row at a time, until the runner has moved on
 
 
 def is_plain_greedy(sampling: Sampling, banned: Collection[int]) -> bool:
@@ -36,15 +246,8 @@ def is_plain_greedy(sampling: Sampling, banned: Collection[int]) -> bool:
     )
 
 
-def uniform(seed: int, choice: int, index: int) -> float:
-    """In [0, 1), with 53 random bits."""
-    key = struct.pack("<QQQ", seed & (2**64 - 1), choice, index)
-    digest = hashlib.blake2b(key, digest_size=8).digest()
-    return float(int.from_bytes(digest, "little") >> 11) / float(1 << 53)
-
-
 def draw(
-    logits: Row,
+    logits: OldRow,
     sampling: Sampling,
     *,
     prompt: Sequence[int],
@@ -63,7 +266,7 @@ def draw(
     return int(ids[_pick(weights, number)])
 
 
-def _bias(scores: Row, sampling: Sampling, banned: Collection[int]) -> None:
+def _bias(scores: OldRow, sampling: Sampling, banned: Collection[int]) -> None:
     for token, bias in sampling.logit_bias:
         scores[token] += bias
     if banned:
@@ -71,7 +274,7 @@ def _bias(scores: Row, sampling: Sampling, banned: Collection[int]) -> None:
 
 
 def _penalise(
-    scores: Row, sampling: Sampling, prompt: Sequence[int], emitted: Sequence[int]
+    scores: OldRow, sampling: Sampling, prompt: Sequence[int], emitted: Sequence[int]
 ) -> None:
     if sampling.repetition_penalty != 1.0:
         seen = np.unique(np.asarray([*prompt, *emitted], dtype=np.int64))
@@ -87,7 +290,7 @@ def _penalise(
 
 
 def _candidates(
-    scores: Row, sampling: Sampling
+    scores: OldRow, sampling: Sampling
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
     """Token ids with their weights, most likely first, after min_p, top_k, top_p."""
     weights = np.exp((scores - scores.max()).astype(np.float64))
