@@ -15,9 +15,12 @@ from ipc.messages import (
     Failed,
     Finished,
     Progress,
+    PromptScores,
     RingUp,
     TokenRow,
     Tokens,
+    TopScores,
+    Vector,
 )
 from ipc.ring import RecordTooLarge, RingFull
 from neurond.serving.requests import NEXT, Entry, RequestTable, State
@@ -55,14 +58,19 @@ def message_of(event: str, request: int, emitted: int) -> RingUp:
     messages: dict[str, RingUp] = {
         "accepted": Accepted(request, 0, 2),
         "progress": Progress(request, 1, 3),
+        "scores": PromptScores(request, 1, (-0.5,)),
         "tokens": Tokens((TokenRow(request, emitted, (5, 6)),)),
+        "vector": Vector(request, b"\0" * 8),
         "finished": Finished(request, "stop", 3, emitted, 2),
         "failed": Failed(request, FAILED),
     }
     return messages[event]
 
 
-EVENTS = ["accepted", "progress", "tokens", "finished", "failed", "down", "cancel"]
+EVENTS = [
+    *("accepted", "progress", "scores", "tokens", "vector", "finished", "failed"),
+    *("down", "cancel"),
+]
 PATHS: dict[State, list[str]] = {
     State.SUBMITTED: [],
     State.ACCEPTED: ["accepted"],
@@ -110,6 +118,63 @@ def test_tokens_that_do_not_continue_the_entry_fail_it_alone(start: int) -> None
     assert bench.entry.emitted == [5, 6]
     assert bench.line.cancelled == [100]
     assert other.state is State.SUBMITTED
+
+
+@pytest.mark.parametrize(
+    ("asked", "logprobs", "top"),
+    [
+        (-1, (-0.1, -0.2), ()),
+        (0, (), ()),
+        (0, (-0.1,), ()),
+        (1, (-0.1, -0.2), ()),
+        (1, (-0.1, -0.2), (((5, -0.1),),)),
+    ],
+)
+def test_other_logprobs_than_were_asked_for_fail_the_entry(
+    asked: int, logprobs: tuple[float, ...], top: tuple[TopScores, ...]
+) -> None:
+    bench, heard = Bench(), Heard()
+    entry = bench.table.submit("gpu-0", bench.line, submit(logprobs=asked), heard)
+    bench.say(Accepted(entry.submit.id, 0, 0))
+    bench.say(Tokens((TokenRow(entry.submit.id, 0, (5, 6), logprobs, top),)))
+    assert heard.events[-1] == ("failed", "internal_error")
+
+
+def test_logprobs_that_were_asked_for_are_told() -> None:
+    bench, heard = Bench(), Heard()
+    entry = bench.table.submit("gpu-0", bench.line, submit(logprobs=1), heard)
+    bench.say(Accepted(entry.submit.id, 0, 0))
+    top = (((5, -0.1),), ((7, -0.2),))
+    bench.say(Tokens((TokenRow(entry.submit.id, 0, (5, 6), (-0.1, -0.9), top),)))
+    assert heard.events[-1] == ("logprobs", ((-0.1, -0.9), top))
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [PromptScores(100, 0, (-1.0,))],
+        [PromptScores(100, 2, (-1.0,))],
+        [PromptScores(100, 1, (-1.0, -2.0, -3.0))],
+        [PromptScores(100, 1, (-1.0,)), PromptScores(100, 1, (-1.0,))],
+    ],
+)
+def test_prompt_scores_with_gaps_or_twice_fail_the_entry(
+    records: list[PromptScores],
+) -> None:
+    bench = Bench()
+    bench.happen("accepted")
+    for record in records:
+        bench.say(record)
+    assert bench.heard.events[-1] == ("failed", "internal_error")
+
+
+def test_a_prompts_scores_and_a_vector_are_told_in_order() -> None:
+    bench = Bench()
+    bench.happen("accepted")
+    bench.say(PromptScores(100, 1, (-1.0,)))
+    bench.say(PromptScores(100, 2, (-2.0,)))
+    bench.happen("vector")
+    assert bench.heard.names == ["accepted", "scores", "scores", "vector"]
 
 
 def test_a_repeated_record_is_never_shown_twice() -> None:
