@@ -10,6 +10,8 @@ Ranks are those of (gap, token id) packed into one integer: equals go by id ever
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 _ID_BITS = 32
@@ -44,6 +46,12 @@ def best(gaps: torch.Tensor, num: int) -> torch.Tensor:
     """[R, num] token ids, the most likely first, equals by id."""
     # positive floats are ordered like their bits
     keys = gaps.view(torch.int32).to(torch.int64).bitwise_left_shift_(_ID_BITS)
-    keys.bitwise_or_(torch.arange(gaps.shape[-1], device=gaps.device))
+    keys.bitwise_or_(_ids(gaps.shape[-1], gaps.device))
     found = keys.topk(num, dim=-1, largest=False, sorted=True).values
     return found.bitwise_and_((1 << _ID_BITS) - 1)
+
+
+@functools.lru_cache(maxsize=16)
+def _ids(num: int, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.arange(num, device=device)

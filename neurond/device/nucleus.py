@@ -35,16 +35,17 @@ class Draw(NamedTuple):
 
 
 def pick(
-    scores: torch.Tensor, draw: Draw, width: int
+    scores: torch.Tensor, draw: Draw, width: int, *, cuts_tail: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens [R] and whether each is proven [R], for scores [R, V] float32.
 
     `scores` have their temperature already. min_p, top_k, top_p, in this order, each
-    relative to what the one before has left.
+    relative to what the one before has left. `cuts_tail`: some row has a min_p.
     """
     gaps = likelihood.gaps(scores)
     weights = likelihood.weights(gaps)
-    weights *= weights >= draw.min_p
+    if cuts_tail:
+        weights.masked_fill_(weights < draw.min_p, 0.0)
     ids = likelihood.best(gaps, min(width, scores.shape[-1]))
     found = weights.gather(-1, ids)
     rank = torch.arange(ids.shape[-1], device=ids.device)

@@ -93,10 +93,11 @@ class Sampler:
         self, rows: Listing[int], sequences: Listing[Sequence]
     ) -> Iterator[list[int]]:
         """Rows that are drawn alike, as many at once as pays."""
-        alike: dict[tuple[bool, bool], list[int]] = {}
+        alike: dict[tuple[bool, ...], list[int]] = {}
         for row in rows:
             sampling = sequences[row].submit.sampling
-            kind = (_is_greedy(sampling), sampling.typical_p < 1.0)
+            told = (sampling.typical_p < 1.0, sampling.min_p > 0.0)
+            kind = (True,) if _is_greedy(sampling) else (False, *told)
             alike.setdefault(kind, []).append(row)
         for group in alike.values():
             step = _CPU_ROWS if self._device.type == "cpu" else len(group)
@@ -118,14 +119,15 @@ class Sampler:
         edited = logits[index].float()
         their_mask = None if bitmask is None else bitmask[rows]
         edits.edit(edited, chosen, self._counted(chosen), their_mask)
-        best, tokens = edited.max(-1)
-        proven = torch.ones_like(tokens)
-        if not _is_greedy(chosen[0].submit.sampling):
+        if _is_greedy(chosen[0].submit.sampling):
+            best, tokens = edited.max(-1)
+            proven = torch.ones_like(tokens, dtype=torch.bool)
+        else:
+            best = edited.amax(-1)
             tokens, proven = _pick(edited, chosen, width)
-        alive = best > float("-inf")
         report[_TOKEN, index] = tokens
-        report[_ALIVE, index] = alive.long()
-        report[_PROVEN, index] = (proven.bool() | ~best.isfinite()).long()
+        report[_ALIVE, index] = (best > float("-inf")).long()
+        report[_PROVEN, index] = (proven | ~best.isfinite()).long()
 
     def _counted(self, sequences: Listing[Sequence]) -> dict[int, edits.History]:
         """By row, for those with penalties."""
@@ -166,9 +168,10 @@ def _pick(
     table = [_parameters(sequence) for sequence in sequences]
     draw = nucleus.Draw.of(edits.upload(np.asarray(table), edited.device))
     edited /= draw.temperature.float()
-    if sequences[0].submit.sampling.typical_p < 1.0:
+    like = sequences[0].submit.sampling
+    if like.typical_p < 1.0:
         edited = nucleus.typical(edited, draw.typical_p)
-    return nucleus.pick(edited, draw, width)
+    return nucleus.pick(edited, draw, width, cuts_tail=like.min_p > 0.0)
 
 
 def _parameters(sequence: Sequence) -> tuple[float, ...]:
@@ -263,7 +266,7 @@ def draw(
         return int(scores.argmax())
     scores /= np.float32(sampling.temperature)
     ids, weights = _candidates(scores, sampling)
-    return int(ids[_pick(weights, number)])
+    return int(ids[_old_pick(weights, number)])
 
 
 def _bias(scores: OldRow, sampling: Sampling, banned: Collection[int]) -> None:
@@ -319,7 +322,7 @@ def _most_likely(
     return np.concatenate((best, ties[: top_k - len(best)]))
 
 
-def _pick(weights: npt.NDArray[np.float64], number: float) -> int:
+def _old_pick(weights: npt.NDArray[np.float64], number: float) -> int:
     """Index whose share of the cumulated weights holds `number`."""
     upto = np.cumsum(weights)
     return min(int(np.searchsorted(upto, number * upto[-1], "right")), len(upto) - 1)
