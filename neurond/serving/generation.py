@@ -22,8 +22,8 @@ from neurond.serving.requests import Channel, Entry, RequestTable
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens; `completion` of all choices together, `cached` of the prompt, which
-    counts once however many choices share it."""
+    """Tokens; `completion` of all choices together, `cached` of the prompts, each of
+    which counts once however many choices share it."""
 
     prompt: int
     completion: int
@@ -37,14 +37,18 @@ class Generation:
         self._table = table
         self._clock = clock
         self._entries: dict[Choice, Entry] = {}
-        self._num_prompt = 0
+        self._groups: list[tuple[int, list[Choice]]] = []
         self._changed = False
         self._waiter: asyncio.Future[None] | None = None
         self.choices: list[Choice] = []
 
     def start(self, order: Order, device: str, channel: Channel) -> None:
-        """Submit every choice, or none. Raises ServiceError."""
-        self._num_prompt = order.submit.num_prompt
+        """Submit every choice of a prompt, or none of any; once for each prompt.
+
+        Raises ServiceError.
+        """
+        group: list[Choice] = []
+        self._groups.append((order.submit.num_prompt, group))
         try:
             for index in range(order.num_choices):
                 choice = self._choice(order)
@@ -52,6 +56,7 @@ class Generation:
                 entry = self._table.submit(device, channel, submit, choice)
                 self._entries[choice] = entry
                 self.choices.append(choice)
+                group.append(choice)
         except ServiceError:
             self.close()
             raise
@@ -76,9 +81,8 @@ class Generation:
     @property
     def usage(self) -> Usage:
         completion = sum(c.num_tokens for c in self.choices)
-        # what one choice computed is cached for the next; the first one paid for it
-        cached = min((c.num_cached for c in self.choices if c.accepted), default=0)
-        return Usage(self._num_prompt, completion, min(cached, self._num_prompt))
+        prompt = sum(num_prompt for num_prompt, _ in self._groups)
+        return Usage(prompt, completion, sum(_cached(*g) for g in self._groups))
 
     async def committed(self, timeout_s: float) -> None:
         """Return once the device has accepted it. Raises ServiceError."""
@@ -118,3 +122,9 @@ class Generation:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _cached(num_prompt: int, choices: list[Choice]) -> int:
+    # what one choice computed is cached for the next; the first one paid for it
+    least = min((c.num_cached for c in choices if c.accepted), default=0)
+    return min(least, num_prompt)

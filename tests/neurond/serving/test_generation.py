@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -74,6 +75,22 @@ def started(**options: Any) -> Bench:
     bench.start()
     bench.accept()
     return bench
+
+
+def test_several_prompts_are_one_request_and_each_counts_once() -> None:
+    bench = Bench(n=2)
+    bench.start()
+    bench.order = replace(bench.order, submit=submit(ids=(1, 2, 3, 4, 5)))
+    bench.start()
+    assert len(bench.generation.choices) == 4
+    for request, cached in ((1, 1), (2, 3), (3, 4), (4, 5)):
+        bench.say(Accepted(request, 0, cached))
+    assert bench.generation.usage == Usage(prompt=8, completion=0, cached=1 + 4)
+    bench.line.refusal = RingFull()
+    with pytest.raises(ServiceError):
+        bench.start()
+    assert bench.line.submitted == [1, 2, 3, 4]
+    assert len(bench.table) == 0
 
 
 def test_text_gathers_until_it_is_taken() -> None:
