@@ -102,10 +102,9 @@ class Sequence:
 
     @property
     def full(self) -> bool:
-        """Nothing may be emitted any more."""
-        return (
-            self.num_emitted >= self.submit.max_tokens or len(self.ids) >= self.window
-        )
+        """Nothing may be emitted any more; for a vector nothing ever is."""
+        most = min(self.submit.num_prompt + self.submit.max_tokens, self.window)
+        return len(self.ids) >= most and not self.submit.embed
 
     def append(self, token: int) -> str | None:
         """Take the drawn token. Returns the finish reason when it was the last."""
