@@ -98,6 +98,7 @@ class Launch:
             "threads": config.devices.threads,
             "count": config.devices.count,
             "memory_bytes": config.devices.memory_bytes,
+            "packed_folder": str(self.folders.cache / "packed"),
             "numerics": config.engine.numerics,
             "max_running": config.engine.max_running,
             "prefill_chunk": config.engine.prefill_chunk,

@@ -18,6 +18,7 @@ class DeviceSettings:
     threads: int = 0
     count: int = 1
     memory_bytes: int = 0
+    packed_folder: str = ""
     numerics: str = "fast"
     max_running: int = 16
     max_queue: int = 64
