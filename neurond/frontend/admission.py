@@ -1,4 +1,4 @@
-"""May this node serve a chat for this model now? If not, which answer is true.
+"""May this node serve a request for this model now? If not, which answer is true.
 
 Pure; front-end worker. Decided from the facts that the supervisor pushed last.
 
@@ -19,10 +19,23 @@ _STOPPING = ("draining", "stopping")
 _LOADING = ("converting", "loading", "fetching")
 _RECOVERING = ("recovering", "poisoned")
 _LONGEST_RETRY_S = 30.0
+_DECISION_S = {"cpu": 10.0}
+_DECISION_OTHERWISE_S = 1.0
+"""A device decides between two steps; on a CPU a chunk of prefill takes seconds."""
+_DOES = {
+    "chat": "writes text and gives no embeddings",
+    "embedding": "gives embeddings (POST /v1/embeddings) and writes no text",
+}
 
 
-def refusal(state: str, model: str, fact: Fact | None) -> ServiceError | None:
-    """None: serve it. `state` is the node's, "" while nothing is known of it."""
+def refusal(
+    state: str, model: str, fact: Fact | None, kind: str = "chat"
+) -> ServiceError | None:
+    """None: serve it. `state` is the node's, "" while nothing is known of it.
+
+    `kind` is what the request needs the model to do: "chat" (write text) or
+    "embedding".
+    """
     if not state:
         return error_for("overloaded", "the node is starting")
     if state in _STOPPING:
@@ -30,7 +43,15 @@ def refusal(state: str, model: str, fact: Fact | None) -> ServiceError | None:
     if fact is None:
         words = f"model {model} does not exist here; GET /v1/models lists what does"
         return error_for("model_not_found", words, param="model")
+    if fact.get("kind", kind) not in (kind, None):
+        words = f"model {model} {_DOES[fact['kind']]}"
+        return error_for("wrong_modality", words, param="model")
     return _model_refusal(model, fact)
+
+
+def decision_s(device_kind: str) -> float:
+    """How long a device may take to accept a request."""
+    return _DECISION_S.get(device_kind, _DECISION_OTHERWISE_S)
 
 
 def _model_refusal(model: str, fact: Fact) -> ServiceError | None:

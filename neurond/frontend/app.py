@@ -24,6 +24,7 @@ from ipc.errors import ClientError
 from ipc.journal import Journal, Mode
 from neurond.frontend import lifecycle, status
 from neurond.frontend.chat import ChatResource
+from neurond.frontend.embeddings import EmbeddingsResource
 from neurond.frontend.events import EventHub, EventsResource
 from neurond.frontend.intake import Intake
 from neurond.frontend.node import Attachment, Facts, Node
@@ -125,6 +126,10 @@ class Worker:
         app.add_route("/v1/models/{model:path}", status.OpenaiModelResource(node))
         app.add_route("/v1/chat/completions", chat)
         shelf, body_bytes = Shelf(node, self._library), settings.body_bytes
+        vectors = EmbeddingsResource(
+            intake, node, self._library, self._table, body_bytes=body_bytes
+        )
+        app.add_route("/v1/embeddings", vectors)
         app.add_route("/tokenize", TokenizeResource(shelf, body_bytes=body_bytes))
         app.add_route("/detokenize", DetokenizeResource(shelf, body_bytes=body_bytes))
 

@@ -13,7 +13,7 @@ import time
 
 from ipc.errors import ServiceError
 from ipc.journal import Journal
-from neurond.frontend import metrics
+from neurond.frontend import admission, metrics
 from neurond.frontend.intake import Intake, Prepared
 from neurond.frontend.node import Node
 from neurond.frontend.stream import AnswerStream, StreamOptions, whole_answer
@@ -21,10 +21,6 @@ from neurond.serving import openai
 from neurond.serving.edge import Request, Response, exchange_of
 from neurond.serving.generation import Generation
 from neurond.serving.requests import RequestTable
-
-_DECISION_S = {"cpu": 10.0}
-_DECISION_OTHERWISE_S = 1.0
-"""A device decides between two steps; on a CPU a chunk of prefill takes seconds."""
 
 
 class ChatResource:
@@ -92,4 +88,4 @@ class ChatResource:
         return openai.completion(envelope, answers, generation.usage)
 
     def _decision_s(self, device: str) -> float:
-        return _DECISION_S.get(self._node.device_kind(device), _DECISION_OTHERWISE_S)
+        return admission.decision_s(self._node.device_kind(device))

@@ -69,10 +69,10 @@ class Intake:
         order = Order(submit, asked.n, asked.stop, served.tokenizer, request.stream)
         return Prepared(request, order, self.line(fact))
 
-    def admit(self, model: str) -> Facts:
-        """The model's fact. Raises ServiceError: not now, no room."""
+    def admit(self, model: str, kind: str = "chat") -> Facts:
+        """The model's fact. Raises ServiceError: not now, no room, not its kind."""
         fact = self._node.model(model)
-        refusal = admission.refusal(self._node.state, model, fact)
+        refusal = admission.refusal(self._node.state, model, fact, kind)
         if refusal is not None or fact is None:
             raise refusal or error_for("internal_error", "admitted without a fact")
         self._table.check_room()

@@ -10,10 +10,12 @@ Invariant: labels are bounded: models that the node knows, and outcomes of the t
 from __future__ import annotations
 
 import os
+from typing import Protocol
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from neurond.serving.generation import Generation
+from ipc.errors import ServiceError
+from neurond.serving.generation import Usage
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -38,8 +40,19 @@ _IN_FLIGHT = Gauge(
 )
 
 
+class Answer(Protocol):
+    """A request's work, of whatever endpoint."""
+
+    @property
+    def usage(self) -> Usage: ...
+    @property
+    def error(self) -> ServiceError | None: ...
+    @property
+    def ended(self) -> bool: ...
+
+
 class RequestMeter:
-    """One chat request, from its arrival; `model` is one that the node knows."""
+    """One request, from its arrival; `model` is one that the node knows."""
 
     def __init__(self, model: str, arrived_s: float) -> None:
         self._model = model
@@ -53,14 +66,14 @@ class RequestMeter:
             self._shown = True
             _FIRST_TEXT.labels(self._model).observe(now_s - self._arrived_s)
 
-    def end(self, generation: Generation, now_s: float) -> None:
+    def end(self, answer: Answer, now_s: float) -> None:
         _IN_FLIGHT.dec()
-        usage = generation.usage
+        usage = answer.usage
         _TOKENS.labels(self._model, "prompt").inc(usage.prompt)
         _TOKENS.labels(self._model, "cached").inc(usage.cached)
         _TOKENS.labels(self._model, "completion").inc(usage.completion)
         _DURATION.labels(self._model).observe(now_s - self._arrived_s)
-        _REQUESTS.labels(self._model, _outcome(generation)).inc()
+        _REQUESTS.labels(self._model, _outcome(answer)).inc()
 
 
 def refused(code: str) -> None:
@@ -76,7 +89,7 @@ def mark_dead(pid: int) -> None:
         mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
-def _outcome(generation: Generation) -> str:
-    if generation.error is not None:
-        return generation.error.code
-    return "completed" if generation.ended else "cancelled"
+def _outcome(answer: Answer) -> str:
+    if answer.error is not None:
+        return answer.error.code
+    return "completed" if answer.ended else "cancelled"

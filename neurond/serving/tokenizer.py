@@ -34,6 +34,10 @@ class Tokenizer:
 
     def __init__(self, fast: Any) -> None:
         self._backend: Any = fast.backend_tokenizer
+        # what some folders ask for would cut and fill up texts in silence
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._literal: Any = None
         self.special_tokens: dict[str, str] = dict(fast.special_tokens_map)
         self.chat_template: str | None = _template(fast.chat_template)
         self.eos_id: int | None = fast.eos_token_id
@@ -65,6 +69,17 @@ class Tokenizer:
             [text], add_special_tokens=add_special_tokens
         )
         return list(batch[0].ids)
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each text with what the model wants around it; special tokens in it are text.
+
+        The first call makes a second encoder, which takes as long as reading one.
+        """
+        if self._literal is None:
+            literal = type(self._backend).from_str(self._backend.to_str())
+            literal.encode_special_tokens = True
+            self._literal = literal
+        return [list(e.ids) for e in self._literal.encode_batch_fast(texts)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids below `vocab_size`, special tokens included."""

@@ -1,0 +1,168 @@
+"""One client's inputs while their vectors are computed: some at a time, in any order.
+
+Front-end worker. Each input is an entry of the request table; only so many are in
+flight at once, so that one long list takes neither the worker's queue nor the device's.
+
+    inputs ─▶ waiting ─▶ in flight ─▶ vectors        all of them, or the first error
+
+Invariants: after `close` no entry of it is in flight; an error of one input is the
+whole answer's and ends the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from ipc.errors import ServiceError, error_for
+from ipc.messages import PromptScores, Submit, TopScores
+from neurond.serving.generation import Usage
+from neurond.serving.requests import Channel, Entry, RequestTable
+
+MAX_IN_FLIGHT = 16
+Encode = Callable[[bytes], bytes]
+"""A vector to what the answer holds of it; done as each comes, not all at the end."""
+
+
+class Gathering:
+    def __init__(
+        self,
+        table: RequestTable,
+        encode: Encode,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._table = table
+        self._encode = encode
+        self._clock = clock
+        self._waiting: deque[_Part] = deque()
+        self._in_flight: dict[_Part, Entry] = {}
+        self._parts: list[_Part] = []
+        self._line: tuple[str, Channel] | None = None
+        self._news = asyncio.Event()
+        self._any_accepted = False
+        self.error: ServiceError | None = None
+
+    def start(self, submits: Sequence[Submit], device: str, channel: Channel) -> None:
+        """Raises ServiceError when not even the first one can be sent."""
+        self._parts = [_Part(self, submit) for submit in submits]
+        self._waiting.extend(self._parts)
+        self._line = device, channel
+        self._fill()
+        if self.error is not None:
+            raise self.error
+
+    @property
+    def ended(self) -> bool:
+        return self.error is not None or all(part.done for part in self._parts)
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(sum(part.submit.num_prompt for part in self._parts), 0, 0)
+
+    async def result(self, *, decision_s: float, silence_s: float) -> list[bytes]:
+        """Every vector, encoded, in order.
+
+        The first input must be accepted within `decision_s`; then something must
+        happen every `silence_s`. Raises ServiceError.
+        """
+        while not self.ended:
+            self._news.clear()
+            limit_s = silence_s if self._any_accepted else decision_s
+            try:
+                await asyncio.wait_for(self._news.wait(), limit_s)
+            except TimeoutError as silent:
+                words = "the device gave no decision in time"
+                raise error_for("overloaded", words) from silent
+        if self.error is not None:
+            raise self.error
+        return [part.encoded for part in self._parts]
+
+    def close(self) -> None:
+        self._waiting.clear()
+        entries = list(self._in_flight.values())
+        self._in_flight.clear()
+        for entry in entries:
+            self._table.cancel(entry)
+
+    # -- what the parts tell
+
+    def on_accepted(self) -> None:
+        self._any_accepted = True
+        self._news.set()
+
+    def on_done(self, part: _Part, values: bytes) -> None:
+        self._in_flight.pop(part, None)
+        part.encoded = self._encode(values)
+        self._fill()
+        self._news.set()
+
+    def on_failed(self, part: _Part, error: ServiceError) -> None:
+        self._in_flight.pop(part, None)
+        self._fail(error)
+
+    def _fill(self) -> None:
+        """Send what there is room for; a full queue is waited out behind our own."""
+        while self._waiting and len(self._in_flight) < MAX_IN_FLIGHT:
+            try:
+                self._send(self._waiting[0])
+            except ServiceError as error:
+                if error.code != "queue_full" or not self._in_flight:
+                    self._fail(error)
+                return
+            self._waiting.popleft()
+
+    def _send(self, part: _Part) -> None:
+        if self._line is not None:
+            entry = self._table.submit(*self._line, part.submit, part)
+            self._in_flight[part] = entry
+
+    def _fail(self, error: ServiceError) -> None:
+        self.error = self.error or error
+        self.close()
+        self._news.set()
+
+
+class _Part:
+    """One input; the sink of its entry."""
+
+    __slots__ = ("_gathering", "_values", "encoded", "submit")
+
+    def __init__(self, gathering: Gathering, submit: Submit) -> None:
+        self._gathering = gathering
+        self._values: bytes | None = None
+        self.submit = submit
+        self.encoded = b""
+
+    @property
+    def done(self) -> bool:
+        return bool(self.encoded)
+
+    def on_accepted(self, _position: int, _cached: int) -> None:
+        self._gathering.on_accepted()
+
+    def on_vector(self, values: bytes) -> None:
+        self._values = values
+
+    def on_tokens(
+        self,
+        _ids: tuple[int, ...],
+        _logprobs: tuple[float, ...] = (),
+        _top: tuple[TopScores, ...] = (),
+    ) -> None:
+        """No tokens come for a vector; a device that sends some sends no vector."""
+
+    def on_scores(self, _scores: PromptScores) -> None:
+        pass
+
+    def on_finished(self, _reason: str, _cached: int) -> None:
+        if self._values is not None:
+            self._gathering.on_done(self, self._values)
+            return
+        words = "the device gave no vector for an input"
+        self._gathering.on_failed(self, error_for("internal_error", words))
+
+    def on_failed(self, error: ServiceError) -> None:
+        self._gathering.on_failed(self, error)
