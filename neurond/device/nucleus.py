@@ -34,59 +34,45 @@ class Draw(NamedTuple):
         return cls(*table.unsqueeze(-1).unbind(1))
 
 
-def pick(
-    scores: torch.Tensor, draw: Draw, width: int, *, cuts_tail: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens [R] and whether each is proven [R], for scores [R, V] float32.
+class Ranked(NamedTuple):
+    """The likeliest tokens of R rows, and what all tokens of a row weigh together."""
 
-    `scores` have their temperature already. min_p, top_k, top_p, in this order, each
-    relative to what the one before has left. `cuts_tail`: some row has a min_p.
-    """
+    ids: torch.Tensor  # [R, width] int64
+    weights: torch.Tensor  # [R, width] float64, falling
+    mass: torch.Tensor  # [R, 1] float64
+
+
+def rank(scores: torch.Tensor, min_p: torch.Tensor | None, width: int) -> Ranked:
+    """The passes over whole rows, of scores [R, V] float32 with their temperature."""
     gaps = likelihood.gaps(scores)
     weights = likelihood.weights(gaps)
-    if cuts_tail:
-        weights.masked_fill_(weights < draw.min_p, 0.0)
+    if min_p is not None:
+        weights.masked_fill_(weights < min_p, 0.0)
     ids = likelihood.best(gaps, min(width, scores.shape[-1]))
-    found = weights.gather(-1, ids)
-    rank = torch.arange(ids.shape[-1], device=ids.device)
+    return Ranked(ids, weights.gather(-1, ids), weights.sum(-1, keepdim=True))
+
+
+def pick(ranked: Ranked, draw: Draw, vocab_size: int) -> tuple[torch.Tensor, ...]:
+    """Tokens [R] and whether each is proven [R].
+
+    top_k, then top_p of what that has left; then up to the drawn share of the rest.
+    """
+    ids, weights, mass = ranked
+    width = ids.shape[-1]
     cut = draw.top_k > 0
-    found *= (rank < draw.top_k) | ~cut
+    found = weights * ((torch.arange(width, device=ids.device) < draw.top_k) | ~cut)
     upto = found.cumsum(-1)
-    mass = weights.sum(-1, keepdim=True)
-    complete = ids.shape[-1] == scores.shape[-1]
-    return _answer(ids, found, upto, draw, _Rest(mass, cut, complete))
-
-
-class _Rest(NamedTuple):
-    """What is known of a whole row: its mass, is it cut by rank, are all ids ranked."""
-
-    mass: torch.Tensor
-    cut: torch.Tensor
-    complete: bool
-
-
-def _answer(
-    ids: torch.Tensor,
-    found: torch.Tensor,
-    upto: torch.Tensor,
-    draw: Draw,
-    rest: _Rest,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Walk the ranked weights up to the drawn share of what top_p leaves."""
     end = upto[:, -1:]
-    ranked_all = (end == rest.mass) | (rest.cut & (draw.top_k <= ids.shape[-1]))
-    if rest.complete:
-        ranked_all = torch.ones_like(ranked_all)
-    total = torch.where(ranked_all, end, rest.mass)
+    ranked_all = (end == mass) | (cut & (draw.top_k <= width)) | (width == vocab_size)
+    total = torch.where(ranked_all, end, mass)
     inside = (upto - found < draw.top_p * total) & (found > 0)
     inside[:, 0] = True  # the best stays whatever top_p is
     num_inside = inside.sum(-1, keepdim=True)
     kept = torch.where(draw.top_p < 1, upto.gather(-1, num_inside - 1), total)
     share = draw.number * kept
     index = torch.minimum((upto <= share).sum(-1, keepdim=True), num_inside - 1)
-    closed = (draw.top_p < 1) & (end >= draw.top_p * total)
-    open_ended = (draw.top_p >= 1) & (share < end)
-    proven = ranked_all | (~rest.cut & (closed | open_ended))
+    reached = torch.where(draw.top_p < 1, draw.top_p * total <= end, share < end)
+    proven = ranked_all | (~cut & reached)
     return ids.gather(-1, index).squeeze(-1), proven.squeeze(-1)
 
 

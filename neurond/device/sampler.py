@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from collections.abc import Sequence as Listing
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,12 @@ def uniform(seed: int, choice: int, index: int) -> float:
     return float(int.from_bytes(digest, "little") >> 11) / float(1 << 53)
 
 
+class _Batch(NamedTuple):
+    logits: torch.Tensor
+    sequences: Listing[Sequence]
+    bitmask: edits.Bitmask | None
+
+
 class Sampler:
     """Owns what it counted of each sequence; ids make it again at any time."""
 
@@ -74,60 +80,75 @@ class Sampler:
         without a token that may come a grammar_dead_end. `Row.logprob` and `top` are
         set where the request asks for them: of the raw logits, see `scores`.
         """
+        batch = _Batch(logits, sequences, bitmask)
         with torch.inference_mode():
-            best, tokens = logits.max(-1)  # NaN and +inf win every comparison
-            ones = torch.ones_like(tokens)
-            report = torch.stack((tokens, best.isfinite(), ones, ones))
-            pending = [i for i, s in enumerate(sequences) if not _is_plain(s)]
+            report = self._begin(batch)
+            pending = [row for row, s in enumerate(sequences) if not _is_plain(s)]
             for width in (*_WIDTHS, logits.shape[-1]):
-                for rows in self._groups(pending, sequences):
-                    self._draw(logits, sequences, rows, bitmask, width, report)
-                measured = _measure(logits, sequences, report[_TOKEN])
+                for rows in _alike(pending, sequences):
+                    self._draw(batch, rows, width, report)
+                measured = _measure(batch, report[_TOKEN])
                 told = report.tolist()  # the one wait for the device
                 pending = [row for row in pending if not told[_PROVEN][row]]
                 if not pending:
                     break
             return _outcomes(sequences, told, measured)
 
-    def _groups(
-        self, rows: Listing[int], sequences: Listing[Sequence]
-    ) -> Iterator[list[int]]:
-        """Rows that are drawn alike, as many at once as pays."""
-        alike: dict[tuple[bool, ...], list[int]] = {}
-        for row in rows:
-            sampling = sequences[row].submit.sampling
-            told = (sampling.typical_p < 1.0, sampling.min_p > 0.0)
-            kind = (True,) if _is_greedy(sampling) else (False, *told)
-            alike.setdefault(kind, []).append(row)
-        for group in alike.values():
-            step = _CPU_ROWS if self._device.type == "cpu" else len(group)
-            for start in range(0, len(group), step):
-                yield group[start : start + step]
-
-    def _draw(  # noqa: PLR0913  one row group of `draw`
-        self,
-        logits: torch.Tensor,
-        sequences: Listing[Sequence],
-        rows: list[int],
-        bitmask: edits.Bitmask | None,
-        width: int,
-        report: torch.Tensor,
-    ) -> None:
-        """Write tokens, alive and proven of some rows."""
-        chosen = [sequences[row] for row in rows]
-        index = edits.upload(np.asarray(rows), self._device)
-        edited = logits[index].float()
-        their_mask = None if bitmask is None else bitmask[rows]
-        edits.edit(edited, chosen, self._counted(chosen), their_mask)
-        if _is_greedy(chosen[0].submit.sampling):
-            best, tokens = edited.max(-1)
-            proven = torch.ones_like(tokens, dtype=torch.bool)
+    def _begin(self, batch: _Batch) -> torch.Tensor:
+        """[4, R] int64 on the device: the report with the plain rows answered."""
+        logits, sequences, _ = batch
+        plain = [row for row, sequence in enumerate(sequences) if _is_plain(sequence)]
+        if len(plain) == len(sequences):
+            best, tokens = logits.max(-1)
         else:
-            best = edited.amax(-1)
-            tokens, proven = _pick(edited, chosen, width)
+            best = logits.amax(-1)
+            tokens = torch.zeros_like(best, dtype=torch.int64)
+        if 0 < len(plain) < len(sequences):
+            index = edits.upload(np.asarray(plain), self._device)
+            tokens[index] = logits.index_select(0, index).argmax(-1)
+        ones = torch.ones_like(tokens)
+        # NaN and +inf win every comparison
+        return torch.stack((tokens, best.isfinite(), ones, ones))
+
+    def _draw(
+        self, batch: _Batch, rows: list[int], width: int, report: torch.Tensor
+    ) -> None:
+        """Write tokens, alive and proven of rows that are drawn alike."""
+        step = _CPU_ROWS if self._device.type == "cpu" else len(rows)
+        parts = [
+            self._rank(batch, rows[start : start + step], width)
+            for start in range(0, len(rows), step)
+        ]
+        best, *ranked = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        drawn = nucleus.Ranked(*ranked)
+        index = edits.upload(np.asarray(rows), self._device)
+        draw = _parameters([batch.sequences[row] for row in rows], self._device)
+        tokens, proven = nucleus.pick(drawn, draw, batch.logits.shape[-1])
         report[_TOKEN, index] = tokens
         report[_ALIVE, index] = (best > float("-inf")).long()
         report[_PROVEN, index] = (proven | ~best.isfinite()).long()
+
+    def _rank(
+        self, batch: _Batch, rows: list[int], width: int
+    ) -> tuple[torch.Tensor, ...]:
+        """The best edited score of some rows, and the columns of `nucleus.Ranked`."""
+        sequences = [batch.sequences[row] for row in rows]
+        index = edits.upload(np.asarray(rows), self._device)
+        edited = batch.logits.index_select(0, index).float()
+        bitmask = None if batch.bitmask is None else batch.bitmask[rows]
+        edits.edit(edited, sequences, self._counted(sequences), bitmask)
+        like = sequences[0].submit.sampling
+        if _is_greedy(like):
+            best, ids = edited.max(-1)
+            only = torch.ones_like(best, dtype=torch.float64).unsqueeze(-1)
+            return best, ids.unsqueeze(-1), only, only
+        best = edited.amax(-1)
+        draw = _parameters(sequences, self._device)
+        edited /= draw.temperature.float()
+        if like.typical_p < 1.0:
+            edited = nucleus.typical(edited, draw.typical_p)
+        min_p = draw.min_p if like.min_p > 0.0 else None
+        return best, *nucleus.rank(edited, min_p, width)
 
     def _counted(self, sequences: Listing[Sequence]) -> dict[int, edits.History]:
         """By row, for those with penalties."""
@@ -161,37 +182,36 @@ def _is_plain(sequence: Sequence) -> bool:
     )
 
 
-def _pick(
-    edited: torch.Tensor, sequences: Listing[Sequence], width: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens [R] and whether they are proven [R], from edited scores [R, V]."""
-    table = [_parameters(sequence) for sequence in sequences]
-    draw = nucleus.Draw.of(edits.upload(np.asarray(table), edited.device))
-    edited /= draw.temperature.float()
-    like = sequences[0].submit.sampling
-    if like.typical_p < 1.0:
-        edited = nucleus.typical(edited, draw.typical_p)
-    return nucleus.pick(edited, draw, width, cuts_tail=like.min_p > 0.0)
+def _alike(rows: Listing[int], sequences: Listing[Sequence]) -> list[list[int]]:
+    """Rows by which passes over a whole row they need."""
+    alike: dict[tuple[bool, ...], list[int]] = {}
+    for row in rows:
+        sampling = sequences[row].submit.sampling
+        told = (sampling.typical_p < 1.0, sampling.min_p > 0.0)
+        kind = () if _is_greedy(sampling) else told
+        alike.setdefault(kind, []).append(row)
+    return list(alike.values())
 
 
-def _parameters(sequence: Sequence) -> tuple[float, ...]:
-    """In the order of `nucleus.Draw`."""
-    submit = sequence.submit
-    s = submit.sampling
-    number = uniform(submit.seed, submit.choice, sequence.num_emitted)
-    return s.temperature, s.typical_p, s.min_p, s.top_k, s.top_p, number
+def _parameters(sequences: Listing[Sequence], device: torch.device) -> nucleus.Draw:
+    table = np.empty((len(sequences), len(nucleus.Draw._fields)))
+    for row, sequence in enumerate(sequences):
+        submit = sequence.submit
+        s = submit.sampling
+        number = uniform(submit.seed, submit.choice, sequence.num_emitted)
+        table[row] = (s.temperature, s.typical_p, s.min_p, s.top_k, s.top_p, number)
+    return nucleus.Draw.of(edits.upload(table, device))
 
 
-def _measure(
-    logits: torch.Tensor, sequences: Listing[Sequence], tokens: torch.Tensor
-) -> scores.Measured | None:
+def _measure(batch: _Batch, tokens: torch.Tensor) -> scores.Measured | None:
     """Of the rows that ask, in their order; queued."""
+    logits, sequences, _ = batch
     asked = [row for row, sequence in enumerate(sequences) if _asks(sequence)]
     if not asked:
         return None
     most = max(sequences[row].submit.sampling.logprobs for row in asked)
     index = edits.upload(np.asarray(asked), logits.device)
-    return scores.measure(logits[index], tokens[index], most)
+    return scores.measure(logits.index_select(0, index), tokens[index], most)
 
 
 def _asks(sequence: Sequence) -> bool:
