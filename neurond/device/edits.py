@@ -60,7 +60,8 @@ class History:
         """Tokens and counts, with what was emitted since the last call."""
         ids = self.sequence.ids
         for index in range(self._num_read, len(ids)):
-            self._counts[self._place(ids[index])] += 1
+            place = self._place(ids[index])  # may replace the arrays
+            self._counts[place] += 1
         self._num_read = len(ids)
         num = len(self._places)
         return self._tokens[:num], self._counts[:num]

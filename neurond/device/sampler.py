@@ -63,6 +63,10 @@ class Sampler:
         self._device = device
         self._histories: dict[int, edits.History] = {}
 
+    @property
+    def num_histories(self) -> int:
+        return len(self._histories)
+
     def release(self, sequence: Sequence) -> None:
         """Forget the sequence. Without it, the oldest are forgotten in time."""
         self._histories.pop(id(sequence), None)
@@ -273,8 +277,8 @@ def draw(
     logits: OldRow,
     sampling: Sampling,
     *,
-    prompt: Sequence[int],
-    emitted: Sequence[int],
+    prompt: Listing[int],
+    emitted: Listing[int],
     banned: Collection[int],
     number: float,
 ) -> int:
@@ -297,7 +301,7 @@ def _bias(scores: OldRow, sampling: Sampling, banned: Collection[int]) -> None:
 
 
 def _penalise(
-    scores: OldRow, sampling: Sampling, prompt: Sequence[int], emitted: Sequence[int]
+    scores: OldRow, sampling: Sampling, prompt: Listing[int], emitted: Sequence[int]
 ) -> None:
     if sampling.repetition_penalty != 1.0:
         seen = np.unique(np.asarray([*prompt, *emitted], dtype=np.int64))
