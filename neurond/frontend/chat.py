@@ -10,16 +10,19 @@ Invariant: what was submitted is cancelled when the exchange ends, whatever ends
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from ipc.errors import ServiceError
 from ipc.journal import Journal
 from neurond.frontend import admission, metrics
 from neurond.frontend.intake import Intake, Prepared
 from neurond.frontend.node import Node
-from neurond.frontend.stream import AnswerStream, StreamOptions, whole_answer
+from neurond.frontend.stream import AnswerStream, Frames, StreamOptions, whole_answer
 from neurond.serving import openai
+from neurond.serving.choice import Shown
 from neurond.serving.edge import Request, Response, exchange_of
-from neurond.serving.generation import Generation
+from neurond.serving.generation import Generation, Usage
+from neurond.serving.params import ChatRequest
 from neurond.serving.requests import RequestTable
 
 
@@ -61,7 +64,8 @@ class ChatResource:
         envelope = openai.new_envelope(request.model, time.time())
         if not request.stream:
             resp.content_type = "application/json"
-            resp.data = await self._whole(prepared, generation, envelope)
+            answers = await whole_answer(generation)
+            resp.data = _whole(request, envelope, answers, generation.usage)
             return
         options = StreamOptions(
             include_usage=request.include_usage,
@@ -70,22 +74,35 @@ class ChatResource:
             on_text=lambda: meter.text(time.monotonic()),
             is_stopping=lambda: self._node.is_stopping,
         )
-        frames = openai.ChunkFrames(envelope, include_usage=request.include_usage)
+        frames = _frames(request, envelope)
         stream = AnswerStream(generation, frames, options, self._journal)
         resp.content_type = "text/event-stream"
         resp.set_header("cache-control", "no-cache")
         resp.set_header("x-accel-buffering", "no")
         resp.stream = stream.frames()
 
-    async def _whole(
-        self, prepared: Prepared, generation: Generation, envelope: openai.Envelope
-    ) -> bytes:
-        scored = prepared.order.submit.sampling.logprobs >= 0
-        answers = [
-            openai.text_answer(shown, finish, scored=scored)
-            for shown, finish in await whole_answer(generation)
-        ]
-        return openai.completion(envelope, answers, generation.usage)
-
     def _decision_s(self, device: str) -> float:
         return admission.decision_s(self._node.device_kind(device))
+
+
+def _frames(request: ChatRequest, envelope: openai.Envelope) -> Frames:
+    chunks = openai.ChunkFrames(envelope, include_usage=request.include_usage)
+    if request.tools.grammar is None:
+        return chunks
+    return openai.CallFrames(chunks, envelope.id)
+
+
+def _whole(
+    request: ChatRequest,
+    envelope: openai.Envelope,
+    ended: Sequence[tuple[Shown, str]],
+    usage: Usage,
+) -> bytes:
+    scored = "logprobs" in request.sampling.given
+    answers = [
+        openai.text_answer(shown, finish, scored=scored)
+        if request.tools.grammar is None
+        else openai.call_answer(envelope.id, index, shown, finish, scored=scored)
+        for index, (shown, finish) in enumerate(ended)
+    ]
+    return openai.completion(envelope, answers, usage)

@@ -1,7 +1,7 @@
 """From a chat body to an order for a device; every refusal happens here.
 
 Front-end worker. The order of the steps is the order of the refusals: body, fields,
-model, room, template, length, device.
+model, room, grammar, template, length, device.
 
 Invariant: nothing is submitted yet; an error here leaves nothing behind.
 """
@@ -59,13 +59,18 @@ class Intake:
         fact = self.admit(request.model)
         served = await self._library.get(request.model, timeout_s=_TOKENIZER_S)
         window = int(fact["context"])
-        ids = await self._library.prompt_ids(served, request.messages, window=window)
+        if request.grammar is not None:
+            await self._library.grammars.check(request.grammar)
+        ids = await self._library.prompt_ids(
+            served, request.messages, request.tools.offered, window=window
+        )
         if not ids:
             raise ClientError("the messages give an empty prompt", param="messages")
         limits = served.limits(window)
         asked = request.sampling
         resolved = resolve(asked, limits, num_prompt=len(ids))
-        submit = new_submit(request.model, ids, asked, resolved)
+        grammar = request.grammar.text if request.grammar else ""
+        submit = new_submit(request.model, ids, asked, resolved, grammar=grammar)
         order = Order(submit, asked.n, asked.stop, served.tokenizer, request.stream)
         return Prepared(request, order, self.line(fact))
 
@@ -88,7 +93,12 @@ class Intake:
 
 
 def new_submit(
-    model: str, ids: tuple[int, ...], request: SamplingRequest, resolved: Resolved
+    model: str,
+    ids: tuple[int, ...],
+    request: SamplingRequest,
+    resolved: Resolved,
+    *,
+    grammar: str = "",
 ) -> Submit:
     """The sequence to run; a seed is minted where the client gave none."""
     seed = secrets.randbits(63) if request.seed is None else request.seed
@@ -103,7 +113,7 @@ def new_submit(
         sampling=resolved.sampling,
         max_tokens=resolved.max_tokens,
         stop_ids=resolved.stop_ids,
-        grammar="",
+        grammar=grammar,
         principal="",
         priority=_PRIORITY,
         deadline_s=0.0,

@@ -21,10 +21,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from ipc.errors import HostError, ServiceError, cause_chain, error_for
+from neurond.serving.grammarcheck import GrammarCheck, check_grammar
 from neurond.serving.messages import Message
 from neurond.serving.prompt import ChatTemplate
 from neurond.serving.sampling import ModelLimits, context_error, generation_defaults
 from neurond.serving.tokenizer import Tokenizer, load
+from neurond.serving.tools import Tool
 
 INLINE_CHARS = 8 << 10
 _MESSAGE_CHARS = 64
@@ -53,7 +55,12 @@ class ServedModel:
         return ModelLimits(window, vocab_size, self.defaults, self.stop_ids)
 
     def prompt_ids(
-        self, messages: Sequence[Message], *, window: int, limit_s: float
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        *,
+        window: int,
+        limit_s: float,
     ) -> tuple[int, ...]:
         """Raises ClientError: no template, a refusal of it, far over the window.
 
@@ -62,7 +69,7 @@ class ServedModel:
         """
         if self.template is None:
             raise error_for("template_render_failed", "this model has no chat template")
-        segments = self.template.render(messages, limit_s=limit_s)
+        segments = self.template.render(messages, tools, limit_s=limit_s)
         num_chars = sum(len(segment.text) for segment in segments)
         num_least = -(-num_chars // self.tokenizer.max_piece_chars)
         if num_least > window:
@@ -88,8 +95,13 @@ def read_model(folder: Path) -> ServedModel:
 
 
 class Library:
-    def __init__(self, read: Callable[[Path], ServedModel] = read_model) -> None:
+    def __init__(
+        self,
+        read: Callable[[Path], ServedModel] = read_model,
+        check: Callable[[str], None] = check_grammar,
+    ) -> None:
         self._read = read
+        self.grammars = GrammarCheck(check)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenizer")
         # one thread: what no device waits for must not take those from what one does
         self._slow_pool = ThreadPoolExecutor(1, thread_name_prefix="tokens")
@@ -149,21 +161,34 @@ class Library:
         finally:
             self._num_working -= 1
 
+    async def prompt_work(self, call: Callable[[], T], *, size: int) -> T:
+        """As `work`, for what a device waits for."""
+        if size <= INLINE_CHARS:
+            return call()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, call)
+
     async def prompt_ids(
-        self, model: ServedModel, messages: Sequence[Message], *, window: int
+        self,
+        model: ServedModel,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        *,
+        window: int,
     ) -> tuple[int, ...]:
         """Raises ClientError template_render_failed, context_length_exceeded."""
-        if sum(map(_weight, messages)) <= INLINE_CHARS:
+        if not tools and sum(map(_weight, messages)) <= INLINE_CHARS:
             return model.prompt_ids(messages, window=window, limit_s=_INLINE_LIMIT_S)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
             self._pool,
-            lambda: model.prompt_ids(messages, window=window, limit_s=_LIMIT_S),
+            lambda: model.prompt_ids(messages, tools, window=window, limit_s=_LIMIT_S),
         )
 
     def close(self) -> None:
         for pool in (self._pool, self._slow_pool):
             pool.shutdown(wait=False, cancel_futures=True)
+        self.grammars.close()
 
 
 def _weight(message: Message) -> int:

@@ -5,6 +5,7 @@ around it are made once per stream.
 
     data: {…"delta":{"role":"assistant","content":""}…}    first, per choice
     data: {…"delta":{"content":"…"}…}                       as it comes
+    data: {…"delta":{"tool_calls":[…]}…}                    instead, of a forced call
     data: {…"delta":{},…"finish_reason":"stop"}             once per choice
     data: {…"choices":[],"usage":{…}}                       if asked for
     data: [DONE]                  or   data: {"error":{…}}  and no [DONE]
@@ -13,6 +14,7 @@ around it are made once per stream.
 from __future__ import annotations
 
 import secrets
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,7 @@ from neurond.serving.choice import Shown
 from neurond.serving.edge import error_body
 from neurond.serving.generation import Usage
 from neurond.serving.logprobs import Score, chat_content
+from neurond.serving.toolcalls import CallDelta, ForcedCall, call_id
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -76,6 +79,42 @@ class ChunkFrames:
         )  # fmt: skip
 
 
+class CallFrames:
+    """The frames of one stream whose choices are a forced call each."""
+
+    def __init__(self, frames: ChunkFrames, answer_id: str) -> None:
+        self._frames = frames
+        self._answer_id = answer_id
+        self._calls: defaultdict[int, ForcedCall] = defaultdict(ForcedCall)
+
+    def begin(self, index: int) -> bytes:
+        return self._frames.delta(index, b'{"role":"assistant","content":null}')
+
+    def shown(self, index: int, shown: Shown) -> bytes:
+        delta = self._calls[index].push(shown.text)
+        if delta is not None:
+            call = _encode({"tool_calls": [self._call(index, delta)]})
+            return self._frames.delta(index, call, shown.scores)
+        if shown.scores:
+            return self._frames.delta(index, b"{}", shown.scores)
+        return b""
+
+    def finish(self, index: int, reason: str) -> bytes:
+        call = self._calls[index]
+        rest = call.rest()
+        text = self._frames.shown(index, Shown(rest, [])) if rest else b""
+        return text + self._frames.finish(index, _call_finish(call, reason))
+
+    def usage(self, usage: Usage) -> bytes:
+        return self._frames.usage(usage)
+
+    def _call(self, index: int, delta: CallDelta) -> dict[str, Any]:
+        if delta.name is None:
+            return {"index": 0, "function": {"arguments": delta.arguments}}
+        identity = call_id(self._answer_id, index)
+        return {"index": 0, **_tool_call(identity, delta.name, delta.arguments)}
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One choice as a whole; `scores` None: they were not asked for."""
@@ -88,6 +127,21 @@ class Answer:
 def text_answer(shown: Shown, finish: str, *, scored: bool) -> Answer:
     message = {"role": "assistant", "content": shown.text, "refusal": None}
     return Answer(message, shown.scores if scored else None, finish)
+
+
+def call_answer(
+    answer_id: str, index: int, shown: Shown, finish: str, *, scored: bool
+) -> Answer:
+    """A forced call; text that turns out to be none is content."""
+    call = ForcedCall()
+    delta = call.push(shown.text)
+    message: dict[str, Any] = {"role": "assistant", "content": call.rest() or None}
+    message["refusal"] = None
+    if delta is not None and delta.name is not None:
+        identity = call_id(answer_id, index)
+        message["tool_calls"] = [_tool_call(identity, delta.name, delta.arguments)]
+    scores = shown.scores if scored else None
+    return Answer(message, scores, _call_finish(call, finish))
 
 
 def completion(envelope: Envelope, answers: Sequence[Answer], usage: Usage) -> bytes:
@@ -131,6 +185,16 @@ def usage_comment(usage: Usage, finish: str) -> bytes:
 
 def error_event(error: ServiceError, request_id: str) -> bytes:
     return b"data: " + _encode(error_body(error, request_id)) + b"\n\n"
+
+
+def _call_finish(call: ForcedCall, reason: str) -> str:
+    """A call that is whole is one, whatever ended the text behind it."""
+    return "tool_calls" if call.is_complete else reason
+
+
+def _tool_call(identity: str, name: str, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return {"id": identity, "type": "function", "function": function}
 
 
 def _head(envelope: Envelope, kind: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from ipc.errors import ClientError
 from neurond.serving import fields
 from neurond.serving.messages import Message, parse_messages
 from neurond.serving.sampling import MAX_TOP_LOGPROBS, SamplingRequest, parse_sampling
+from neurond.serving.structured import Grammar, parse_structured
+from neurond.serving.tools import ToolRequest, parse_tools
 
 MAX_MODEL_CHARS = 256
 
@@ -32,16 +34,9 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "grammar": ("",),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
+    "guided_whitespace_pattern": ("",),
     "modalities": (["text"],),
     "prompt_logprobs": (),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "use_beam_search": (False,),
     "web_search_options": (),
 }
@@ -56,6 +51,9 @@ class ChatRequest:
     stream: bool
     include_usage: bool
     sampling: SamplingRequest
+    tools: ToolRequest
+    grammar: Grammar | None
+    """The shape of the answer, a forced call's included."""
 
 
 def parse_chat(body: object) -> ChatRequest:
@@ -67,6 +65,7 @@ def parse_chat(body: object) -> ChatRequest:
         raise ClientError("model is required", param="model")
     fields.refuse_unsupported(body, _HARMLESS)
     options = fields.mapping(body, "stream_options")
+    tools = parse_tools(body)
     return ChatRequest(
         model=model,
         messages=parse_messages(body.get("messages")),
@@ -75,6 +74,8 @@ def parse_chat(body: object) -> ChatRequest:
         sampling=parse_sampling(
             body, max_tokens=_max_tokens(body), logprobs=_logprobs(body)
         ),
+        tools=tools,
+        grammar=_grammar(body, tools),
     )
 
 
@@ -83,6 +84,17 @@ def _max_tokens(body: fields.Body) -> int | None:
     older = fields.integer(body, "max_tokens", 1)
     newer = fields.integer(body, "max_completion_tokens", 1)
     return older if newer is None else newer
+
+
+def _grammar(body: fields.Body, tools: ToolRequest) -> Grammar | None:
+    """`response_format` is about content, of which a forced call has none."""
+    shape = parse_structured(body)
+    if tools.grammar is None or shape is None:
+        return tools.grammar or shape
+    if not shape.param.startswith("response_format"):
+        words = f"{shape.param} and a forced tool call exclude each other"
+        raise ClientError(words, param=shape.param)
+    return tools.grammar
 
 
 def _logprobs(body: fields.Body) -> int:

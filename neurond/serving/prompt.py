@@ -24,6 +24,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from ipc.errors import ClientError
 from neurond.serving.messages import Message
 from neurond.serving.tokenizer import Segment
+from neurond.serving.tools import Tool
 
 MAX_PROMPT_CHARS = 64 << 20
 _OPEN, _CLOSE = "\U000f0000", "\U000f0001"
@@ -56,23 +57,30 @@ class ChatTemplate:
         longest_first = sorted(control_texts, key=len, reverse=True)
         pattern = "|".join(map(re.escape, longest_first)) or r"(?!)"
         self._control = re.compile(pattern)
+        self.takes_tools = _mentions(source, "tools")
 
     def render(
-        self, messages: Sequence[Message], *, limit_s: float
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, limit_s: float
     ) -> tuple[Segment, ...]:
-        """Raises ClientError template_render_failed."""
+        """`tools` are left out where the template doesn't take them.
+
+        Raises ClientError template_render_failed.
+        """
+        offered = tools if self.takes_tools else ()
         try:
             marked = [self._marked(message) for message in messages]
-            text = _within(limit_s, lambda: self._render(marked))
+            functions = [self._marked(tool) for tool in offered]
+            text = _within(limit_s, lambda: self._render(marked, functions))
         except _TEMPLATE_ERRORS as error:
             raise _refused(error) from error
         if len(text) > MAX_PROMPT_CHARS:
             raise _refused(ValueError("prompt too large"))
         return _segments(text)
 
-    def _render(self, messages: list[Message]) -> str:
+    def _render(self, messages: list[Message], tools: list[Tool]) -> str:
         rendered, _ = render_jinja_template(
             conversations=[messages],
+            tools=tools or None,
             chat_template=self._source,
             add_generation_prompt=True,
             **self._variables,
@@ -88,6 +96,15 @@ class ChatTemplate:
         if isinstance(value, list):
             return [self._marked(item) for item in value]
         return value
+
+
+def _mentions(source: str, name: str) -> bool:
+    """Whether the program, not the text around it, has this name."""
+    try:
+        tokens = list(jinja2.Environment().lex(source))
+    except jinja2.TemplateError:
+        return False  # every request will hear of it
+    return any((kind, text) == ("name", name) for _, kind, text in tokens)
 
 
 def _segments(text: str) -> tuple[Segment, ...]:

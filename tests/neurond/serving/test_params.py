@@ -271,12 +271,10 @@ def test_stop_is_a_string_or_an_array(stop: Any, expected: tuple[str, ...]) -> N
     ("field", "value"),
     [
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
-        ("response_format", {"type": "json_object"}),
         ("chat_template", "{{ x }}"),
         ("chat_template_kwargs", {"tokenize": True}),
-        ("guided_json", {}),
+        ("guided_whitespace_pattern", " "),
         ("modalities", ["text", "audio"]),
         ("best_of", 3),
     ],
