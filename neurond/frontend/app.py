@@ -23,7 +23,9 @@ import ipc
 from ipc.errors import ClientError
 from ipc.journal import Journal, Mode
 from neurond.frontend import lifecycle, status
+from neurond.frontend.answering import Answering
 from neurond.frontend.chat import ChatResource
+from neurond.frontend.completions import CompletionsResource
 from neurond.frontend.embeddings import EmbeddingsResource
 from neurond.frontend.events import EventHub, EventsResource
 from neurond.frontend.intake import Intake
@@ -130,6 +132,14 @@ class Worker:
             intake, node, self._library, self._table, body_bytes=body_bytes
         )
         app.add_route("/v1/embeddings", vectors)
+        texts = CompletionsResource(
+            intake,
+            self._library,
+            Answering(node, self._table, self._journal),
+            body_bytes=body_bytes,
+            max_sequences=settings.max_queue,
+        )
+        app.add_route("/v1/completions", texts)
         app.add_route("/tokenize", TokenizeResource(shelf, body_bytes=body_bytes))
         app.add_route("/detokenize", DetokenizeResource(shelf, body_bytes=body_bytes))
 

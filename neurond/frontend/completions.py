@@ -1,0 +1,151 @@
+"""POST /v1/completions: raw prompts, one or several, and what follows them.
+
+Front-end worker. The order of the steps is the order of the refusals: body, fields,
+model, room, prompts, length, device.
+
+Invariant: a prompt's ids are checked before anything is submitted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ipc.errors import ServiceError
+from neurond.frontend import metrics
+from neurond.frontend.answering import Answering, Running
+from neurond.frontend.intake import Intake, new_submit
+from neurond.frontend.stream import whole_answer
+from neurond.serving import fields, textframes
+from neurond.serving.choice import Order
+from neurond.serving.completions import (
+    CompletionRequest,
+    encoded,
+    parse_completion,
+)
+from neurond.serving.devices import DeviceLine
+from neurond.serving.edge import Request, Response, read_json
+from neurond.serving.library import Library, ServedModel
+from neurond.serving.sampling import resolve
+from neurond.serving.textframes import Continued, PromptText, Style, Teller, TextFrames
+
+_TOKENIZER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that may be submitted, and where; an order for each prompt."""
+
+    request: CompletionRequest
+    prompts: tuple[PromptText, ...]
+    orders: tuple[Order, ...]
+    line: DeviceLine
+
+
+class CompletionsResource:
+    """`max_sequences`: what a worker has room for at all."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        library: Library,
+        answering: Answering,
+        *,
+        body_bytes: int,
+        max_sequences: int,
+    ) -> None:
+        self._intake = intake
+        self._library = library
+        self._answering = answering
+        self._body_bytes = body_bytes
+        self._max_sequences = max_sequences
+
+    async def on_post(self, req: Request, resp: Response) -> None:
+        arrived_s = time.monotonic()
+        try:
+            prepared = await self._prepare(req)
+        except ServiceError as error:
+            metrics.refused(error.code)
+            raise
+        running = await self._answering.start(
+            req, prepared.orders, prepared.line, arrived_s
+        )
+        await self._answer(req, resp, prepared, running)
+
+    async def _prepare(self, req: Request) -> Prepared:
+        """Raises ServiceError."""
+        body = await read_json(req, limit_bytes=self._body_bytes)
+        request = parse_completion(body)
+        self._check_room(request)
+        fact = self._intake.admit(request.model)
+        served = await self._library.get(request.model, timeout_s=_TOKENIZER_S)
+        window = int(fact["context"])
+        ids = await self._library.prompt_work(
+            lambda: encoded(request, served, window), size=request.num_chars
+        )
+        return Prepared(
+            request,
+            prompts=tuple(_prompts(request, served, ids)),
+            orders=tuple([_order(request, served, each, window) for each in ids]),
+            line=self._intake.line(fact),
+        )
+
+    def _check_room(self, request: CompletionRequest) -> None:
+        """Raises ClientError for what could never be taken, however idle the node."""
+        num = request.sampling.n * len(request.prompts)
+        if num > self._max_sequences:
+            wanted = f"at most {self._max_sequences} for all prompts together"
+            raise fields.invalid("n", wanted, num)
+
+    async def _answer(
+        self, req: Request, resp: Response, prepared: Prepared, running: Running
+    ) -> None:
+        request, generation = prepared.request, running.generation
+        envelope = textframes.new_envelope(request.model, time.time())
+        tellers = _tellers(prepared, running)
+        if request.stream:
+            include_usage = request.include_usage
+            frames = TextFrames(envelope, tellers, include_usage=include_usage)
+            self._answering.stream(
+                req, resp, running, frames, include_usage=include_usage
+            )
+            return
+        answers = await whole_answer(generation)
+        choices = [
+            teller.whole(shown, finish, index)
+            for index, (teller, (shown, finish)) in enumerate(
+                zip(tellers, answers, strict=True)
+            )
+        ]
+        resp.content_type = "application/json"
+        resp.data = textframes.completion(envelope, choices, generation.usage)
+
+
+def _prompts(
+    request: CompletionRequest, served: ServedModel, ids: Sequence[tuple[int, ...]]
+) -> list[PromptText]:
+    return [
+        PromptText(prompt if isinstance(prompt, str) else None, each, served.tokenizer)
+        for prompt, each in zip(request.prompts, ids, strict=True)
+    ]
+
+
+def _order(
+    request: CompletionRequest, served: ServedModel, ids: tuple[int, ...], window: int
+) -> Order:
+    """Raises ClientError."""
+    asked, limits = request.sampling, served.limits(window)
+    resolved = resolve(asked, limits, num_prompt=len(ids), param="prompt")
+    submit = new_submit(request.model, ids, asked, resolved)
+    pieces = Continued(served.tokenizer)
+    return Order(submit, asked.n, asked.stop, pieces, request.stream)
+
+
+def _tellers(prepared: Prepared, running: Running) -> list[Teller]:
+    request, choices = prepared.request, running.generation.choices
+    style = Style(request.echo, request.logprobs, request.prompt_logprobs)
+    return [
+        Teller(style, prepared.prompts[index // request.sampling.n], choice)
+        for index, choice in enumerate(choices)
+    ]
