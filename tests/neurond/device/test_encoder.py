@@ -64,7 +64,8 @@ TEXTS: tuple[tuple[int, ...], ...] = (
 def make(family: str) -> Any:
     torch.manual_seed(3)
     if family == "bert":
-        return BertModel(BertConfig(**_COMMON, max_position_embeddings=64))
+        config = BertConfig(**_COMMON, max_position_embeddings=64)
+        return BertModel(config, add_pooling_layer=False)
     if family == "xlm_roberta":
         config = XLMRobertaConfig(**_COMMON, max_position_embeddings=66)
         return XLMRobertaModel(config)
