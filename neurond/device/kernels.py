@@ -9,6 +9,9 @@ matrix units wins. Which of them computes a call is decided in `linear`.
             torch's tinygemm form. Takes bfloat16 rows only: its float32 path is 20
             times slower
     Int8    w = q * scale, scale per row of the weight: torch's weight-only kernel
+    Split   the same weights in oneDNN's 8-bit product. The rows are two bytes a number,
+            x = (high + low / 254) * amax / 127, and go through it as twice as many
+            rows: nothing is lost to bfloat16, and weights are read at full speed
     Dense   w in oneDNN's blocked layout (CPU, bfloat16), or as it is (elsewhere)
 
 Packed bytes depend on the processor's vector width: `layout()` names it, so that no
@@ -25,10 +28,7 @@ import torch
 from torch import Tensor
 
 BF16 = torch.bfloat16
-_CUDA_K_TILES = 8  # the widest; the kernel reads 16 * tiles columns at a time
-_CUDA_N_MULTIPLE = 8
-_CPU_N_MULTIPLE = 16
-_INT8_K_MULTIPLE = 16  # other widths read past the row's end
+_SMALLEST = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +42,17 @@ class Processor:
 
 
 def this_processor() -> Processor:
-    capability = torch.backends.cpu.get_cpu_capability()
+    capability = torch.backends.cpu.get_cpu_capability().lower()
     has_onednn = torch.backends.mkldnn.is_available()
-    bfloat16 = has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    matrix_units = bool(bfloat16 and torch.cpu._is_amx_tile_supported())
+    supported = has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    bfloat16 = bool(supported and capability == "avx512")
+    matrix_units = bfloat16 and torch.cpu._is_amx_tile_supported()
+    units = "-amx" * matrix_units or "-bf16" * bfloat16
     return Processor(
-        vectors=capability in ("AVX2", "AVX512"),
-        bfloat16=bool(bfloat16 and capability == "AVX512"),
+        vectors=capability in ("avx2", "avx512"),
+        bfloat16=bfloat16,
         matrix_units=matrix_units,
-        layout=f"{capability.lower()}-{torch.__version__}",
+        layout=f"{capability}{units}-{torch.__version__}",
     )
 
 
@@ -105,29 +107,75 @@ class Int4:
 
 
 class Int8:
-    """quantised [N, K] int8, scale [N] bfloat16."""
+    """codes [N, K] int8, scale [N] bfloat16."""
 
-    def __init__(self, quantised: Tensor, scale: Tensor, bias: Tensor | None):
-        self.quantised = quantised
+    def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None):
+        self.codes = codes
         self.scale = scale
         self.bias = bias
 
     def __call__(self, rows: Tensor) -> Tensor:
         if rows.dtype != BF16:
             return self(rows.to(BF16)).to(rows.dtype)
-        out = torch._weight_int8pack_mm(rows, self.quantised, self.scale)
+        out = torch._weight_int8pack_mm(rows, self.codes, self.scale)
         return out if self.bias is None else out.add_(self.bias)
 
     def tensors(self) -> dict[str, Tensor]:
-        return _named(quantised=self.quantised, scale=self.scale, bias=self.bias)
+        return _named(codes=self.codes, scale=self.scale, bias=self.bias)
 
     def held_bytes(self) -> int:
-        return _bytes(self.quantised, self.scale, self.bias)
+        return _bytes(self.codes, self.scale, self.bias)
 
     @staticmethod
     def join(parts: Sequence[Int8]) -> Int8:
         return Int8(
-            torch.cat([part.quantised for part in parts]),
+            torch.cat([part.codes for part in parts]),
+            torch.cat([part.scale for part in parts]),
+            _join_bias([(part.bias, part.scale.shape[0]) for part in parts]),
+        )
+
+
+class Split:
+    """codes as `Int8`, scale [N] float32; pays where N is large (a head)."""
+
+    def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None):
+        self.codes = torch.ops.onednn.qlinear_prepack(codes, None)
+        self.scale = scale
+        self.bias = bias
+        self._zero = torch.zeros(scale.shape[0], dtype=torch.long)
+        self._multiply = torch.ops.onednn.qlinear_pointwise.default
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        most = torch.linalg.vector_norm(rows, torch.inf, 1, True, dtype=torch.float32)
+        most = most.clamp_min_(_SMALLEST)
+        scaled = rows * (127 / most)
+        high = scaled.round()
+        low = scaled.sub_(high).mul_(254).round_()
+        both = self._products(torch.cat((high, low)).to(torch.int8))
+        count = rows.shape[0]
+        out = both.narrow(0, 0, count).add_(both.narrow(0, count, count), alpha=1 / 254)
+        out = out.mul_(most / 127)
+        return (out if self.bias is None else out.add_(self.bias)).to(rows.dtype)
+
+    def _products(self, codes: Tensor) -> Tensor:
+        """int8 [R, K] to float32 [R, N]."""
+        weights = (self.codes, self.scale, self._zero, None)
+        out: Tensor = self._multiply(
+            codes, 1.0, 0, *weights, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return out
+
+    def tensors(self) -> dict[str, Tensor]:
+        codes = self.codes.to_dense().t().contiguous()
+        return _named(codes=codes, scale=self.scale, bias=self.bias)
+
+    def held_bytes(self) -> int:
+        return self.codes.numel() + _bytes(self.scale, self._zero, self.bias)
+
+    @staticmethod
+    def join(parts: Sequence[Split]) -> Split:
+        return Split(
+            torch.cat([part.codes.to_dense().t() for part in parts]),
             torch.cat([part.scale for part in parts]),
             _join_bias([(part.bias, part.scale.shape[0]) for part in parts]),
         )
@@ -185,66 +233,6 @@ class Reordered:
             torch.cat([part.weight.to_dense() for part in parts]),
             _join_bias([(part.bias, part.weight.shape[0]) for part in parts]),
         )
-
-
-def can_int4(shape: Sequence[int], group_size: int, device: torch.device) -> bool:
-    """Whether torch's 4-bit kernel takes a weight [N, K]."""
-    rows, columns = shape
-    if group_size not in (32, 64, 128, 256) or columns % group_size:
-        return False
-    if device.type == "cuda":
-        wide = columns % (16 * _CUDA_K_TILES) == 0
-        return wide and rows % _CUDA_N_MULTIPLE == 0
-    return rows % _CPU_N_MULTIPLE == 0
-
-
-def can_int8(shape: Sequence[int]) -> bool:
-    return shape[1] % _INT8_K_MULTIPLE == 0
-
-
-def pack_int4(
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    bias: Tensor | None,
-    device: torch.device,
-) -> Int4:
-    """codes uint8 [N, K] in 0..15; scale, zero [N, K / group]: w = (q - 8) * s + z."""
-    scales_zeros = torch.stack((scale.to(BF16), zero.to(BF16)), -1)
-    scales_zeros = scales_zeros.transpose(0, 1).contiguous().to(device)
-    if device.type == "cuda":
-        codes = codes.to(device)
-        pairs = (codes[:, ::2] << 4 | codes[:, 1::2]).contiguous()
-        packed = torch._convert_weight_to_int4pack(pairs, _CUDA_K_TILES)
-    else:
-        wide = codes.to(torch.int32)
-        packed = torch._convert_weight_to_int4pack_for_cpu(wide, 1)
-    return Int4(packed, scales_zeros, bias)
-
-
-def quantise_int4(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """codes uint8 [N, K]; scale, zero [N, K / group], as the kernel rounds them."""
-    groups = weight.float().unflatten(1, (-1, group_size))
-    low, high = groups.aminmax(dim=-1)
-    scale = ((high - low) / 15).clamp_min(1e-8).to(BF16).float()
-    zero = (low + 8 * scale).to(BF16).float()
-    codes = (groups - (zero - 8 * scale).unsqueeze(-1)) / scale.unsqueeze(-1)
-    return codes.round_().clamp_(0, 15).to(torch.uint8).flatten(1), scale, zero
-
-
-def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """codes int8 [N, K], scale [N] bfloat16, symmetric."""
-    wide = weight.float()
-    scale = (wide.abs().amax(1) / 127).clamp_min(1e-8).to(BF16)
-    codes = (wide / scale.float().unsqueeze(1)).round_().clamp_(-127, 127)
-    return codes.to(torch.int8), scale
-
-
-def dequantise_int4(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """float32 [N, K] of codes uint8 [N, K], scale and zero [N, K / group]."""
-    groups = codes.unflatten(1, (scale.shape[1], -1)).float()
-    wide = groups.sub_(8).mul_(scale.unsqueeze(-1)).add_(zero.unsqueeze(-1))
-    return wide.flatten(1)
 
 
 def _group_size(packed: Tensor, scales_zeros: Tensor) -> int:

@@ -6,7 +6,8 @@ that are read), a second, dense one serves many (bound by arithmetic):
 
     kind     few rows                            many rows
     none     dense                               dense
-    int8     8-bit, a scale per row              dense, of the same values
+    int8     8-bit, a scale per row; a head in   dense, of the same values
+             two bytes a number (`Split`)
     int4     4-bit, requantised in groups        dense, of the same values
     blocks   4-bit, the file's own blocks        dense, of the same values
 
@@ -29,21 +30,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurond.device import kernels
+from neurond.device import kernels, quantise
 from neurond.device.blocks import BLOCK, Blocks
-from neurond.device.kernels import Dense, Int4, Int8, Kernel, Processor, Reordered
+from neurond.device.kernels import (
+    Dense,
+    Int4,
+    Int8,
+    Kernel,
+    Processor,
+    Reordered,
+    Split,
+)
 
 KINDS = ("none", "int8", "int4", "blocks")
 ALL_ROWS = 1 << 62
-# Rows up to which the quantised kernel is faster than dense bfloat16 (bench/linear.py).
-_INT4_ROWS_AMX = 4
-_INT8_ROWS_AMX = 2
-_INT4_ROWS_VECTORS = 16
-_INT8_ROWS_VECTORS = 8
+_WIDE = 8192
+# Rows up to which a quantised kernel is faster than dense bfloat16 (bench/linear.py),
+# with and without AMX.
+_FEW_ROWS: dict[Any, tuple[int, int]] = {Int4: (4, 16), Int8: (2, 8), Split: (16, 16)}
 _CUDA_ROWS = 16
 _FORMS: dict[str, Any] = {
     "int4": Int4,
     "int8": Int8,
+    "split": Split,
     "dense": Dense,
     "reordered": Reordered,
 }
@@ -147,44 +156,51 @@ def join(parts: Sequence[nn.Module]) -> PackedLinear | nn.Linear | None:
 
 
 def _few(
-    weight: Tensor | Blocks,
-    bias: Tensor | None,
-    plan: LinearPlan,
-    processor: Processor,
+    weight: Tensor | Blocks, bias: Tensor | None, plan: LinearPlan, processor: Processor
 ) -> tuple[Kernel | None, Tensor]:
     """The quantised kernel, if there is one, and the values that a dense one takes."""
+    able = plan.device.type == "cuda" or processor.vectors
+    held = bias if bias is None else bias.to(plan.device, kernels.BF16)
     if isinstance(weight, Blocks):
-        return _from_blocks(weight, bias, plan, processor)
-    quantised = plan.kind != "none" and (
-        plan.device.type == "cuda" or processor.vectors
-    )
-    moved = bias if bias is None else bias.to(plan.device, kernels.BF16)
-    if quantised and plan.kind == "int8" and kernels.can_int8(weight.shape):
-        codes, row_scale = kernels.quantise_int8(weight)
-        int8 = Int8(codes.to(plan.device), row_scale.to(plan.device), moved)
-        return int8, codes.to(kernels.BF16).mul_(row_scale.unsqueeze(1))
-    fits = kernels.can_int4(weight.shape, plan.group_size, plan.device)
-    if quantised and plan.kind == "int4" and fits:
-        codes, scale, zero = kernels.quantise_int4(weight, plan.group_size)
-        int4 = kernels.pack_int4(codes, scale, zero, moved, plan.device)
-        return int4, kernels.dequantise_int4(codes, scale, zero)
+        if able and plan.kind in ("blocks", "int4"):
+            return _from_blocks(weight, held, plan)
+        weight = weight.dense()
+    if able and plan.kind == "int8" and quantise.can_int8(weight.shape):
+        return _int8(weight, held, plan, processor)
+    if able and plan.kind == "int4":
+        return _int4(weight, held, plan)
     return None, weight
 
 
 def _from_blocks(
-    blocks: Blocks, bias: Tensor | None, plan: LinearPlan, processor: Processor
+    blocks: Blocks, bias: Tensor | None, plan: LinearPlan
 ) -> tuple[Kernel | None, Tensor]:
-    zero = blocks.minimum + 8 * blocks.scale
     values = blocks.dense()
-    wanted = plan.kind in ("blocks", "int4")
-    if plan.kind == "int8":
-        return _few(values, bias, plan, processor)
-    able = plan.device.type == "cuda" or processor.vectors
-    if not (wanted and able and kernels.can_int4(blocks.shape, BLOCK, plan.device)):
+    if not quantise.can_int4(blocks.shape, BLOCK, plan.device):
         return None, values
-    moved = bias if bias is None else bias.to(plan.device, kernels.BF16)
-    kernel = kernels.pack_int4(blocks.q, blocks.scale, zero, moved, plan.device)
+    zero = blocks.minimum + 8 * blocks.scale
+    kernel = quantise.pack_int4(blocks.q, blocks.scale, zero, bias, plan.device)
     return kernel, values
+
+
+def _int4(
+    weight: Tensor, bias: Tensor | None, plan: LinearPlan
+) -> tuple[Kernel | None, Tensor]:
+    if not quantise.can_int4(weight.shape, plan.group_size, plan.device):
+        return None, weight
+    codes, scale, zero = quantise.quantise_int4(weight, plan.group_size)
+    kernel = quantise.pack_int4(codes, scale, zero, bias, plan.device)
+    return kernel, quantise.dequantise_int4(codes, scale, zero)
+
+
+def _int8(
+    weight: Tensor, bias: Tensor | None, plan: LinearPlan, processor: Processor
+) -> tuple[Kernel, Tensor]:
+    codes, scale = quantise.quantise_int8(weight)
+    values = codes.to(kernels.BF16).mul_(scale.unsqueeze(1))
+    if plan.device.type == "cpu" and processor.bfloat16 and len(codes) >= _WIDE:
+        return Split(codes, scale.float(), bias), values
+    return Int8(codes.to(plan.device), scale.to(plan.device), bias), values
 
 
 def _dense(
@@ -204,10 +220,8 @@ def _dense(
 def _few_rows(few: Kernel, plan: LinearPlan, processor: Processor) -> int:
     if plan.device.type == "cuda":
         return _CUDA_ROWS
-    wide = isinstance(few, Int8)
-    if processor.matrix_units:
-        return _INT8_ROWS_AMX if wide else _INT4_ROWS_AMX
-    return _INT8_ROWS_VECTORS if wide else _INT4_ROWS_VECTORS
+    with_amx, without = _FEW_ROWS[type(few)]
+    return with_amx if processor.matrix_units else without
 
 
 def _join_plain(parts: Sequence[nn.Linear]) -> nn.Linear | None:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from neurond.device import kernels, linear
 from neurond.device.blocks import Blocks
-from neurond.device.kernels import Processor
+from neurond.device.kernels import Processor, Split
 from neurond.device.linear import LinearPlan, PackedLinear, join, pack
+from neurond.device.quantise import quantise_int8
 
 BF16 = torch.bfloat16
 CPU = torch.device("cpu")
@@ -211,6 +212,39 @@ def test_layers_that_do_not_fit_are_not_joined() -> None:
     ]
     assert join(halves) is None  # a block of 64 rows would be torn
     assert join([nn.Linear(8, 4), nn.Linear(4, 4)]) is None
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_head_in_two_bytes_a_number_loses_nothing_to_the_rows(bias: bool) -> None:
+    weight = weight_of(8192, 64)
+    added = torch.randn(8192) if bias else None
+    head = pack(weight, added, LinearPlan("int8"), AMX)
+    assert isinstance(head.few, Split)
+    codes, scale = quantise_int8(weight)
+    values = codes.float() * scale.float()[:, None]
+    rows = rows_of(3, 64)
+    rows[:, 5] *= 100  # an outlier costs the other columns no precision
+    wanted = rows.float() @ values.t() + (0 if added is None else added)
+    assert torch.allclose(head(rows).float(), wanted, rtol=0.008, atol=0.05)
+    again = linear.from_state(head.state(), CPU)
+    assert torch.equal(again(rows), head(rows))
+    assert again.held_bytes() == head.held_bytes()
+    assert torch.equal(
+        head(torch.zeros_like(rows))[0].float(), head(rows * 0)[0].float()
+    )
+    halves = [pack(half, None, LinearPlan("int8"), AMX) for half in (weight, weight)]
+    both: Any = join(halves)
+    assert torch.equal(both(rows), torch.cat([half(rows) for half in halves], 1))
+
+
+def test_a_row_with_nan_stays_alone_in_a_head() -> None:
+    head = pack(weight_of(8192, 64), None, LinearPlan("int8"), AMX)
+    rows = rows_of(2, 64)
+    clean = head(rows)[1]
+    rows[0, 7] = torch.nan
+    found = head(rows)
+    assert not torch.isfinite(found[0]).all()
+    assert torch.equal(found[1], clean)
 
 
 def test_an_unknown_kind_is_refused() -> None:
