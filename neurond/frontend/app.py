@@ -112,7 +112,8 @@ class Worker:
             self._table,
             body_bytes=settings.body_bytes,
         )
-        chat = ChatResource(intake, node, self._table, self._journal)
+        answering = Answering(node, self._table, self._journal)
+        chat = ChatResource(intake, answering)
         deadline_s = settings.load_deadline_s
         app.add_route("/version", status.VersionResource(node))
         app.add_route("/discovery", status.DiscoveryResource(node))
@@ -135,7 +136,7 @@ class Worker:
         texts = CompletionsResource(
             intake,
             self._library,
-            Answering(node, self._table, self._journal),
+            answering,
             body_bytes=body_bytes,
             max_sequences=settings.max_queue,
         )

@@ -1,10 +1,7 @@
 """POST /v1/chat/completions: one request from its body to its last frame.
 
-Front-end worker. Until the device has accepted the request every error is a status;
-then a stream's headers go out (the commit point), and errors become events. Without
-streaming the status stays open to the end.
-
-Invariant: what was submitted is cancelled when the exchange ends, whatever ends it.
+Front-end worker. What happens between the device's `Accepted` and the last frame is the
+same for every dialect: see `answering`.
 """
 
 from __future__ import annotations
@@ -13,76 +10,44 @@ import time
 from collections.abc import Sequence
 
 from ipc.errors import ServiceError
-from ipc.journal import Journal
-from neurond.frontend import admission, metrics
-from neurond.frontend.intake import Intake, Prepared
-from neurond.frontend.node import Node
-from neurond.frontend.stream import AnswerStream, Frames, StreamOptions, whole_answer
+from neurond.frontend import metrics
+from neurond.frontend.answering import Answering
+from neurond.frontend.intake import Intake
+from neurond.frontend.stream import Frames, whole_answer
 from neurond.serving import openai
 from neurond.serving.choice import Shown
-from neurond.serving.edge import Request, Response, exchange_of
-from neurond.serving.generation import Generation, Usage
+from neurond.serving.edge import Request, Response
+from neurond.serving.generation import Usage
 from neurond.serving.params import ChatRequest
-from neurond.serving.requests import RequestTable
 
 
 class ChatResource:
-    def __init__(
-        self, intake: Intake, node: Node, table: RequestTable, journal: Journal
-    ) -> None:
+    def __init__(self, intake: Intake, answering: Answering) -> None:
         self._intake = intake
-        self._node = node
-        self._table = table
-        self._journal = journal
+        self._answering = answering
 
     async def on_post(self, req: Request, resp: Response) -> None:
         arrived_s = time.monotonic()
         try:
             prepared = await self._intake.prepare(req)
-            generation = Generation(self._table)
-            line = prepared.line
-            generation.start(prepared.order, line.device, line)
         except ServiceError as error:
             metrics.refused(error.code)
             raise
-        meter = metrics.RequestMeter(prepared.request.model, arrived_s)
-        exchange = exchange_of(req)
-        exchange.on_close(generation.close)
-        exchange.on_close(lambda: meter.end(generation, time.monotonic()))
-        await generation.committed(self._decision_s(line.device))
-        await self._answer(req, resp, prepared, generation, meter)
-
-    async def _answer(
-        self,
-        req: Request,
-        resp: Response,
-        prepared: Prepared,
-        generation: Generation,
-        meter: metrics.RequestMeter,
-    ) -> None:
-        request = prepared.request
+        request, orders = prepared.request, [prepared.order]
+        running = await self._answering.start(req, orders, prepared.line, arrived_s)
         envelope = openai.new_envelope(request.model, time.time())
-        if not request.stream:
-            resp.content_type = "application/json"
-            answers = await whole_answer(generation)
-            resp.data = _whole(request, envelope, answers, generation.usage)
+        if request.stream:
+            self._answering.stream(
+                req,
+                resp,
+                running,
+                _frames(request, envelope),
+                include_usage=request.include_usage,
+            )
             return
-        options = StreamOptions(
-            include_usage=request.include_usage,
-            count_usage=req.get_header("x-cortex-usage") == "1",
-            request_id=exchange_of(req).request_id,
-            on_text=lambda: meter.text(time.monotonic()),
-            is_stopping=lambda: self._node.is_stopping,
-        )
-        frames = _frames(request, envelope)
-        stream = AnswerStream(generation, frames, options, self._journal)
-        resp.content_type = "text/event-stream"
-        resp.set_header("cache-control", "no-cache")
-        resp.set_header("x-accel-buffering", "no")
-        resp.stream = stream.frames()
-
-    def _decision_s(self, device: str) -> float:
-        return admission.decision_s(self._node.device_kind(device))
+        answers = await whole_answer(running.generation)
+        resp.content_type = "application/json"
+        resp.data = _whole(request, envelope, answers, running.generation.usage)
 
 
 def _frames(request: ChatRequest, envelope: openai.Envelope) -> Frames:
