@@ -4,42 +4,37 @@ Device process, torch-free; the same for every backend. One step is one forward.
 steps nothing of a sequence is in flight, so a cancel or an unload takes effect at once.
 
     submit ─▶ waiting ─▶ running ─▶ Finished | Failed | cancelled
-                 (max_queue)  (max_running)
+                 ▲ (max_queue) │ (max_running, pages)
+                 └─ preempted ─┘
 
 Invariants: every accepted sequence ends in exactly one terminal message unless it was
-cancelled; a backend's cache is released in the same call that ends the sequence.
+cancelled; its pages and what the backend keeps for it are given back in the same call
+that ends it.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Listing
 
 from ipc.errors import ServiceError, error_for
 from ipc.journal import Journal
-from ipc.messages import (
-    Accepted,
-    Failed,
-    Progress,
-    RingUp,
-    Submit,
-    TokenRow,
-    Tokens,
-    Vector,
-)
+from ipc.messages import Accepted, Failed, RingUp, Submit
 from ipc.status import StatusWriter
-from neurond.device.backend import Backend, Outcome, Resident, Work
+from neurond.device.backend import Backend, Outcome, Resident, Row, Work
 from neurond.device.forward import Forward
 from neurond.device.intake import check
 from neurond.device.kvcache import KvCache
-from neurond.device.schedule import plan
+from neurond.device.mishaps import Mishaps
+from neurond.device.outcomes import Addressed, Outbox
+from neurond.device.pace import Pace
+from neurond.device.rates import Rates
+from neurond.device.roster import Roster
+from neurond.device.scheduler import plan
+from neurond.device.seats import Ended, Seats
 from neurond.device.sequence import Sequence
 from neurond.device.settings import DeviceSettings
-
-Addressed = tuple[int, RingUp]
-"""A message and the worker it is for."""
 
 
 class Engine:
@@ -58,19 +53,27 @@ class Engine:
         self._backend = backend
         self._page = page
         self._settings = settings
-        self._journal = journal
-        self._generation = generation
         self._clock = clock
-        self._forward = Forward(backend, page, settings, generation=generation)
-        self._kv = KvCache(backend, page, settings)
-        self._waiting: deque[Sequence] = deque()
-        self._running: deque[Sequence] = deque()
-        self._by_id: dict[tuple[int, int], Sequence] = {}
+        self._kv = kv = KvCache(backend, page, settings)
+        self._forward = Forward(
+            backend,
+            page,
+            settings,
+            generation=generation,
+            relieve=kv.evict_all,
+            clock=clock,
+        )
+        self._roster = Roster()
+        self._seats = Seats(
+            backend, kv, self._roster, page, max_running=settings.max_running
+        )
+        self._pace = Pace(settings.prefill_chunk)
+        self._mishaps = Mishaps(page, journal, generation=generation)
         self.models: dict[str, Resident] = {}
 
     @property
     def busy(self) -> bool:
-        return bool(self._by_id)
+        return len(self._roster) > 0
 
     # -- models
 
@@ -88,11 +91,20 @@ class Engine:
         if model is None:
             return []
         error = error_for("no_healthy_node", "the model is being unloaded")
-        out = self._fail_all([s for s in self._sequences() if s.model is model], error)
+        out = self._fail_all([s for s in self._roster if s.model is model], error)
         self._kv.drop_model(model)
+        self._pace.forget(model)
         self._page.drop_model(model.slot)
         self._backend.unload(model)
         return out
+
+    def rates(self, model: str) -> Rates:
+        """What was measured of it so far."""
+        return self._pace.rates(self.models[model])
+
+    def window(self, model: str) -> int:
+        """Tokens of one sequence, prompt and answer, that can be served here now."""
+        return self._kv.window(self.models[model])
 
     # -- requests
 
@@ -105,45 +117,55 @@ class Engine:
             self._page.add("requests_failed_total")
             return Failed(submit.id, error.to_wire())
         self._publish(sequence.model)
-        position = max(0, len(self._by_id) - self._settings.max_running)
-        return Accepted(submit.id, position, 0)
+        position = max(0, len(self._roster) - self._settings.max_running)
+        cached = min(self._kv.lookup(sequence), submit.num_prompt)
+        return Accepted(submit.id, position, cached)
 
     def cancel(self, worker: int, request: int) -> None:
         """No answer follows; an unknown id ended meanwhile."""
-        sequence = self._by_id.get((worker, request))
+        sequence = self._roster.find(worker, request)
         if sequence is not None:
             self._page.add("requests_cancelled_total")
             self._end(sequence)
 
     def drop_worker(self, worker: int) -> list[int]:
         """Cancel all its requests. Returns their ids."""
-        dropped = [s for s in self._sequences() if s.worker == worker]
+        dropped = [s for s in self._roster if s.worker == worker]
         for sequence in dropped:
             self.cancel(worker, sequence.id)
         return [sequence.id for sequence in dropped]
 
     def fail_everything(self, error: ServiceError) -> list[Addressed]:
-        return self._fail_all(self._sequences(), error)
+        return self._fail_all(self._roster, error)
 
     # -- the step
 
     def step(self) -> list[Addressed]:
         """One forward. Raises DeviceDied when the process can't go on."""
         out = self._expire()
-        while self._waiting and len(self._running) < self._settings.max_running:
-            if self._kv.admit(self._waiting[0]) is not None:
-                break
-            self._running.append(self._waiting.popleft())
-        works = plan(
-            self._running,
-            max_rows=self._backend.max_rows,
-            chunk=self._settings.prefill_chunk,
-        )
-        works = [w for w in works if self._kv.grow(w.sequence, w.num_ids) is None]
+        out += self._end_all(self._seats.fill(self._clock()))
+        model = self._roster.next_model()
+        if model is None:
+            return out
+        works, ended = self._seats.secure(self._plan(model))
+        out += self._end_all(ended)
         if works:
-            self._rotate(works)
-            out += self._deliver(works, self._forward.run(works))
-            self._publish(works[0].sequence.model)
+            out += self._compute(model, works)
+        return out
+
+    def _plan(self, model: Resident) -> list[Work]:
+        num_tokens = self._pace.chunk(model, self._roster.running)
+        mine = self._roster.of(model)
+        return plan(mine, max_rows=self._backend.max_rows, num_tokens=num_tokens)
+
+    def _compute(self, model: Resident, works: Listing[Work]) -> list[Addressed]:
+        sequences = [work.sequence for work in works]
+        self._roster.rotate(sequences)
+        lonely = len(self._roster.running) == 1
+        outcomes = self._forward.run(works, lonely=lonely)
+        self._pace.observe(works, self._forward.seconds)
+        out = self._deliver(works, outcomes)
+        self._publish(model)
         return out
 
     # -- outcomes
@@ -151,64 +173,57 @@ class Engine:
     def _deliver(
         self, works: Listing[Work], outcomes: Listing[Outcome]
     ) -> list[Addressed]:
-        """One Tokens record per worker, then whatever ended."""
-        rows: dict[int, list[TokenRow]] = {}
-        after: list[Addressed] = []
+        outbox = Outbox()
+        self._mishaps.note(works, outcomes)
         for work, outcome in zip(works, outcomes, strict=True):
-            sequence = work.sequence
             if isinstance(outcome, ServiceError):
-                self._absolve(sequence, outcome)
-                after.append(self._fail(sequence, outcome))
+                outbox.end(self._fail(work.sequence, outcome, sound=False))
                 continue
-            sequence.num_computed += work.num_ids
-            if outcome.vector is not None:
-                vector = Vector(sequence.id, outcome.vector)
-                after.append((sequence.worker, vector))
-                after.append(self._finish(sequence, "stop"))
-            elif outcome.token is None:
-                done, total = sequence.num_computed, len(sequence.ids)
-                after.append((sequence.worker, Progress(sequence.id, done, total)))
-            else:
-                row, ended = self._take(sequence, outcome.token)
-                rows.setdefault(sequence.worker, []).extend(row)
-                after += ended
-        tokens: list[Addressed] = [(w, Tokens(tuple(r))) for w, r in rows.items() if r]
-        return tokens + after
+            reason = self._take(work, outcome, outbox)
+            if reason is not None:
+                outbox.end(self._finish(work.sequence, reason))
+        return outbox.messages()
 
-    def _take(
-        self, sequence: Sequence, token: int
-    ) -> tuple[list[TokenRow], list[Addressed]]:
+    def _take(self, work: Work, row: Row, outbox: Outbox) -> str | None:
+        """Book what a forward gave for one work. Returns the finish reason, if any."""
+        sequence, begin = work.sequence, work.sequence.num_computed
+        was_decode = sequence.decodes
+        sequence.num_computed += work.num_ids
+        sequence.num_proven = sequence.num_computed
+        self._page.add("computed_tokens_total", work.num_ids)
+        if row.prompt:
+            outbox.scores(sequence, begin, row)
+        if sequence.num_computed in sequence.cuts:
+            self._kv.save_state(sequence)
+        self._kv.publish(sequence, tail=not was_decode)
+        if row.vector is not None:
+            outbox.vector(sequence, row.vector)
+            return "stop"
+        if sequence.num_pending:
+            outbox.progress(sequence)
+            return None
+        if row.token is None or sequence.full:
+            return "length"  # only the prompt was wanted
         start = sequence.num_emitted
-        reason = sequence.append(token)
-        row = []
+        reason = sequence.append(row.token)
         if sequence.num_emitted > start:
-            row.append(TokenRow(sequence.id, start, (token,)))
+            outbox.token(sequence, start, row)
             self._page.add("emitted_tokens_total")
-        return row, [self._finish(sequence, reason)] if reason else []
+        return reason
 
     def _finish(self, sequence: Sequence, reason: str) -> Addressed:
         self._page.add("requests_finished_total")
+        if sequence.num_computed:
+            self._kv.save_state(sequence)
         self._end(sequence)
         return sequence.worker, sequence.finished(reason)
 
-    def _fail(self, sequence: Sequence, error: ServiceError) -> Addressed:
+    def _fail(
+        self, sequence: Sequence, error: ServiceError, *, sound: bool = True
+    ) -> Addressed:
         self._page.add("requests_failed_total")
-        self._end(sequence)
+        self._end(sequence, sound=sound)
         return sequence.worker, Failed(sequence.id, error.to_wire())
-
-    def _absolve(self, sequence: Sequence, error: ServiceError) -> None:
-        """A forward failed this request alone; operators search for these words."""
-        if error.code == "nan_logits":
-            self._page.add("nan_total")
-        self._journal.warning(
-            "model NOT marked poisoned",
-            event="request.failed",
-            model=sequence.model.name,
-            request=sequence.id,
-            generation=self._generation,
-            code=error.code,
-            fault=" < ".join(error.chain) or error.message,
-        )
 
     # -- bookkeeping
 
@@ -216,54 +231,66 @@ class Engine:
         model = self.models.get(submit.model)
         if model is None:
             raise error_for("no_healthy_node", "the model is not loaded here")
-        check(submit, model)
-        if (worker, submit.id) in self._by_id:
+        window = self._kv.window(model)
+        check(submit, model, window)
+        if self._roster.find(worker, submit.id) is not None:
             raise error_for("invalid_request_error", "the request id is in use")
         seats = self._settings.max_running + self._settings.max_queue
-        if len(self._by_id) >= seats:
+        if len(self._roster) >= seats:
             raise error_for("queue_full", "the device's queue is full")
-        sequence = Sequence(worker, submit, model, self._clock())
-        self._by_id[worker, submit.id] = sequence
-        self._waiting.append(sequence)
+        sequence = Sequence(worker, submit, model, self._clock(), window=window)
+        self._backend.prepare(sequence)
+        self._roster.add(sequence)
         self._page.add("prompt_tokens_total", submit.num_prompt)
         return sequence
 
     def _expire(self) -> list[Addressed]:
         """End what is past its deadline, or was complete when it was resumed."""
         now_s = self._clock()
-        late = [s for s in self._sequences() if 0 < s.expires_s <= now_s]
+        late = [s for s in self._roster if 0 < s.expires_s <= now_s]
         out = self._fail_all(late, error_for("overloaded", "the deadline has passed"))
-        whole = [s for s in self._waiting if s.full]
+        patience_s = self._settings.queue_deadline_s
+        queued = [
+            s for s in self._roster.waiting if s.queued_too_long(now_s, patience_s)
+        ]
+        busy = error_for(
+            "overloaded",
+            f"no seat became free in {patience_s:g} s",
+            retry_after_s=min(30.0, max(1.0, patience_s / 4)),
+        )
+        out += self._fail_all(queued, busy)
+        whole = [s for s in self._roster.waiting if s.full and not s.wants_prompt]
         return out + [self._finish(sequence, "length") for sequence in whole]
+
+    def _end_all(self, ended: Ended) -> list[Addressed]:
+        return [
+            self._finish(sequence, why)
+            if isinstance(why, str)
+            else self._fail(sequence, why)
+            for sequence, why in ended
+        ]
 
     def _fail_all(
         self, sequences: Iterable[Sequence], error: ServiceError
     ) -> list[Addressed]:
         return [self._fail(sequence, error) for sequence in list(sequences)]
 
-    def _end(self, sequence: Sequence) -> None:
-        del self._by_id[sequence.worker, sequence.id]
-        queue = self._running if sequence in self._running else self._waiting
-        queue.remove(sequence)
+    def _end(self, sequence: Sequence, *, sound: bool = True) -> None:
+        self._roster.remove(sequence)
+        if sound:
+            self._kv.publish(sequence, tail=True)
         self._backend.release(sequence)
-        self._kv.release(sequence)
+        self._kv.release(sequence, sound=sound)
         self._publish(sequence.model)
-
-    def _rotate(self, works: Listing[Work]) -> None:
-        for work in works:
-            self._running.remove(work.sequence)
-            self._running.append(work.sequence)
-
-    def _sequences(self) -> list[Sequence]:
-        return [*self._running, *self._waiting]
 
     def _publish(self, model: Resident) -> None:
         """Write the page's row of the model and the gauges."""
+        roster = self._roster
         if model.name in self.models:
             model.last_used_s = time.time()
-            running = sum(s.model is model for s in self._running)
-            queued = sum(s.model is model for s in self._waiting)
+            running = sum(s.model is model for s in roster.running)
+            queued = sum(s.model is model for s in roster.waiting)
             row = (model.slot, model.name, running, queued, model.last_used_s)
             self._page.model(*row)
-        self._page.set("running", len(self._running))
-        self._page.set("waiting", len(self._waiting))
+        self._page.set("running", len(roster.running))
+        self._page.set("waiting", len(roster.waiting))

@@ -7,8 +7,8 @@ an option says so.
 Options of a load: step_ms, prefill_ms, load_ms, load_fail (true or an error code),
 kind ("embedding" gives vectors, with matryoshka = true ones that may be cut short),
 tokens ("echo" | "count" | [ids]), fault {"kind", "at_step"}, memory_bytes (what the
-model holds), free_after_ms (how late its bytes come back). See `fakescript` for what a
-request can ask for.
+model holds), free_after_ms (how late its bytes come back). See `fakecache` for those
+of the cache, `fakescript` for what a request can ask for.
 """
 
 from __future__ import annotations
@@ -25,6 +25,14 @@ from typing import Any, NoReturn
 from ipc.errors import TABLE, error_for
 from ipc.messages import Load, LoadProgress
 from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Row, Work
+from neurond.device.fakecache import (
+    FakeCache,
+    cache_spec,
+    check_grammar,
+    logprob,
+    prompt_scores,
+    top_scores,
+)
 from neurond.device.fakescript import (
     DIMENSIONS,
     IM_END,
@@ -109,13 +117,17 @@ class FakeBackend:
             self._returning.append((time.monotonic() + late_s, size_bytes))
 
     def forward(self, works: Sequence[Work]) -> list[Outcome]:
-        scripts = [_script(work.sequence) for work in works]
-        self._pass_time(works, scripts)
-        self._fire_model_fault(works[0].sequence.model.body)
-        return [self._row(w, s) for w, s in zip(works, scripts, strict=True)]
+        caches = [_cache(work.sequence) for work in works]
+        model = works[0].sequence.model.body
+        self._pass_time(model, works, [cache.script for cache in caches])
+        self._fire_model_fault(model, sum(work.num_ids for work in works))
+        rows = [self._row(w, c.script) for w, c in zip(works, caches, strict=True)]
+        for work, cache in zip(works, caches, strict=True):
+            cache.advance(work)
+        return rows
 
     def prepare(self, sequence: Running) -> None:
-        pass
+        check_grammar(sequence.submit.grammar)
 
     def clear_pages(self, model: Resident, pages: Sequence[int]) -> None:
         pass
@@ -126,10 +138,10 @@ class FakeBackend:
         pass
 
     def save_state(self, sequence: Running) -> Any:
-        return None
+        return _cache(sequence).num_tokens
 
     def load_state(self, sequence: Running, state: Any) -> None:
-        pass
+        _cache(sequence).num_tokens = state
 
     def release(self, sequence: Running) -> None:
         sequence.cache = None
@@ -138,13 +150,21 @@ class FakeBackend:
         if self._poisoned:
             _raise_device_assert()
 
-    def _pass_time(self, works: Sequence[Work], scripts: Sequence[Script]) -> None:
-        prefill = works[0].sequence.num_pending > 1
-        durations = [s.prefill_ms if prefill else s.step_ms for s in scripts]
-        if max(durations) > 0:
-            self._sleep(max(durations) / 1e3)
+    def _pass_time(
+        self, model: _FakeModel, works: Sequence[Work], scripts: Sequence[Script]
+    ) -> None:
+        pairs = list(zip(works, scripts, strict=True))
+        steps = [s.step_ms for w, s in pairs if w.sequence.decodes]
+        chunks = [s.prefill_ms for w, s in pairs if not w.sequence.decodes]
+        num_tokens = sum(w.num_ids for w in works if not w.sequence.decodes)
+        tokens_ms = num_tokens * model.options.get("token_ms", 0)
+        duration_ms = max(steps, default=0) + max(chunks, default=0) + tokens_ms
+        if duration_ms > 0:
+            self._sleep(duration_ms / 1e3)
 
-    def _fire_model_fault(self, model: _FakeModel) -> None:
+    def _fire_model_fault(self, model: _FakeModel, num_tokens: int) -> None:
+        if num_tokens > model.options.get("oom_tokens", num_tokens):
+            self._fire("oom")
         model.num_steps += 1
         if model.fault and model.num_steps == model.fault_at_step:
             self._fire(model.fault)
@@ -152,9 +172,10 @@ class FakeBackend:
     def _row(self, work: Work, script: Script) -> Outcome:
         if work.sequence.submit.embed:
             return Row(vector=vector(work.sequence.ids))
-        if not work.draws:
-            return Row()
         sequence = work.sequence
+        scores = prompt_scores(work)
+        if not work.draws or sequence.full:
+            return Row(prompt=scores)
         index = sequence.num_emitted
         fault = script.fault_now(index, sequence.submit.attempt)
         if fault == "nan":
@@ -162,7 +183,10 @@ class FakeBackend:
         if fault:
             self._fire(fault)
         token = script.token(index)
-        return Row(ord(".") if token in sequence.banned_ids else token)
+        if token in sequence.banned_ids:
+            token = ord(".")
+        top = top_scores(token, sequence.submit.sampling.logprobs)
+        return Row(token, logprob(token), top, scores)
 
     def _fire(self, kind: str) -> None:
         if kind == "device_assert":
@@ -170,15 +194,15 @@ class FakeBackend:
         _FAULTS[kind]()
 
 
-def _script(sequence: Running) -> Script:
-    """Kept where a real backend keeps its cache."""
+def _cache(sequence: Running) -> FakeCache:
     if sequence.cache is None:
         submit = sequence.submit
         prompt = submit.ids[: submit.num_prompt]
         options = sequence.model.body.options
-        sequence.cache = script_for(prompt, options, submit.max_tokens)
-    script: Script = sequence.cache
-    return script
+        script = script_for(prompt, options, submit.max_tokens)
+        sequence.cache = FakeCache(script)
+    cache: FakeCache = sequence.cache
+    return cache
 
 
 def _context(spec: Load) -> int:
@@ -213,6 +237,7 @@ def _resident(spec: Load, context: int, size_bytes: int) -> Resident:
         resident_bytes=size_bytes,
         info=info,
         body=_FakeModel(spec.options),
+        cache=cache_spec(spec.options),
     )
 
 

@@ -5,12 +5,17 @@ before the backend is entered. Whatever the backend raises is judged: a fault of
 device ends the process; anything else must first pass the probe (what can't be told
 from a fault is one unless the device still computes) and then fails the row to blame.
 
+Out of memory is no fault of the device (S20): the prefix store is dropped and the step
+tried again, then its rows one by one, so that only what is too large fails. Twice in a
+row with nothing else on the device, and it is one.
+
 Invariant: an error reaches exactly the rows that have it.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Listing
 
 from ipc.errors import ServiceError
@@ -35,25 +40,47 @@ class Forward:
         settings: DeviceSettings,
         *,
         generation: int,
+        relieve: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`relieve` frees what memory it can."""
         self._backend = backend
         self._page = page
         self._settings = settings
         self._generation = generation
+        self._relieve = relieve
+        self._clock = clock
+        self._num_lonely_ooms = 0
+        self.seconds = 0.0
+        """Of the last step; 0.0 where it had to be tried again."""
 
-    def run(self, works: Listing[Work]) -> list[Outcome]:
-        """One outcome per work. Raises DeviceDied."""
-        prefill = works[0].sequence.num_pending > 1
-        self._arm(Phase.PREFILL if prefill else Phase.DECODE, works)
-        started_s = time.monotonic()
-        outcomes, error = self._attempt(works)
+    def run(self, works: Listing[Work], *, lonely: bool = False) -> list[Outcome]:
+        """One outcome per work. Raises DeviceDied. `lonely`: nobody else runs."""
+        started_s = self._clock()
+        outcomes, error = self._step(works)
+        self.seconds = self._clock() - started_s if error is None else 0.0
+        if error is not None and fault_class(error) == "capacity":
+            self._page.add("out_of_memory_total")
+            self._relieve()
+            outcomes, error = self._step(works)
         if error is not None:
-            outcomes = self._judge(error, works)
-        seconds = time.monotonic() - started_s
-        self._page.observe("prefill_seconds" if prefill else "step_seconds", seconds)
-        self._page.step()
-        self._page.idle()
+            outcomes = self._judge(error, works, lonely=lonely)
+            self.seconds = 0.0
+        else:
+            self._num_lonely_ooms = 0
         return outcomes
+
+    def _step(self, works: Listing[Work]) -> tuple[list[Outcome], Exception | None]:
+        prefill = any(work.sequence.num_pending > 1 for work in works)
+        self._arm(Phase.PREFILL if prefill else Phase.DECODE, works)
+        started_s = self._clock()
+        outcomes, error = self._attempt(works)
+        seconds = self._clock() - started_s
+        self._page.observe("prefill_seconds" if prefill else "step_seconds", seconds)
+        if error is None:
+            self._page.step()
+            self._page.idle()
+        return outcomes, error
 
     def _attempt(self, works: Listing[Work]) -> tuple[list[Outcome], Exception | None]:
         try:
@@ -61,13 +88,21 @@ class Forward:
         except Exception as error:  # the step border: whatever a forward can raise
             return [], error
 
-    def _judge(self, error: Exception, works: Listing[Work]) -> list[Outcome]:
+    def _judge(
+        self, error: Exception, works: Listing[Work], *, lonely: bool
+    ) -> list[Outcome]:
         if fault_class(error) in FATAL_CLASSES:
             raise self._died(error, works) from error
         if not isinstance(error, ServiceError):
             self._probe(error, works)
         if len(works) > 1:  # only one row is to blame; let each show it alone
             return [outcome for work in works for outcome in self.run([work])]
+        if fault_class(error) == "capacity" and lonely:
+            self._num_lonely_ooms += 1
+            if self._num_lonely_ooms > 1:
+                raise self._died(error, works) from error
+        self._page.step()
+        self._page.idle()
         return [as_service_error(error)]
 
     def _probe(self, error: Exception, works: Listing[Work]) -> None:

@@ -18,7 +18,8 @@ from ipc.status import StatusWriter
 from neurond.device.backend import Backend, Resident
 from neurond.device.budget import Account, Budget, kv_budget_bytes
 from neurond.device.pages import Pages
-from neurond.device.prefix import Match, PrefixStore
+from neurond.device.prefix import PrefixStore
+from neurond.device.prefixtree import Match
 from neurond.device.sequence import Sequence
 from neurond.device.settings import DeviceSettings
 
@@ -137,9 +138,11 @@ class KvCache:
             sequence.states[sequence.num_computed] = state
             account.num_unproven_states += fresh
 
-    def release(self, sequence: Sequence) -> None:
-        """It holds nothing any more; what it has published stays."""
+    def release(self, sequence: Sequence, *, sound: bool = True) -> None:
+        """It holds nothing any more. What it has published stays, if it was sound."""
         account = self._account(sequence)
+        if sequence.node is not None and not sound:
+            self._withdraw(account, sequence)
         if sequence.node is not None:
             account.store.unpin(sequence.node)
             account.num_live_states -= bool(account.spec.state_bytes)
@@ -174,13 +177,16 @@ class KvCache:
         self.budget.limit_bytes = limit
         self.show()
 
+    def reuses(self, sequence: Sequence) -> bool:
+        """Prompt tokens whose scores are asked for must be computed."""
+        return self._shares(sequence) and not sequence.scores_prompt
+
     def _shares(self, sequence: Sequence) -> bool:
         allowed = self._settings.prefix_cache and sequence.model.cache.shares
         return allowed and not sequence.submit.embed
 
     def _match(self, sequence: Sequence) -> Match:
-        """Prompt tokens whose scores are asked for must be computed."""
-        if not self._shares(sequence) or sequence.scores_prompt:
+        if not self.reuses(sequence):
             return Match()
         store = self._account(sequence).store
         return store.match(sequence.submit.cache_salt, sequence.ids)
@@ -251,6 +257,12 @@ class KvCache:
             store.pin(node)
             store.unpin(sequence.node)
         return node
+
+    def _withdraw(self, account: Account, sequence: Sequence) -> None:
+        """Its pages may hold NaN that shows only now: nobody else is to begin there."""
+        last = sequence.pages[sequence.num_published :][:1]
+        for page in account.store.withdraw(sequence.node, last):
+            account.pages.unkeep(page)
 
     def _make_room(self, account: Account, count: int, size_bytes: int) -> Lack | None:
         """Evict until `count` pages and `size_bytes` besides are free; or nothing."""

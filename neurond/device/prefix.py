@@ -20,50 +20,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Listing
-from dataclasses import dataclass
 from typing import Any
 
-Tokens = tuple[int, ...]
-
-
-class Node:
-    """`used` is the store's time of the last use."""
-
-    __slots__ = (
-        "children",
-        "page",
-        "parent",
-        "partial",
-        "pins",
-        "states",
-        "tokens",
-        "used",
-    )
-
-    def __init__(self, parent: Node | None, tokens: Tokens, page: int) -> None:
-        self.parent = parent
-        self.tokens = tokens
-        self.page = page
-        self.children: dict[Tokens, Node] = {}
-        self.partial: dict[Tokens, Node] = {}
-        self.states: dict[int, Any] = {}
-        self.pins = 0
-        self.used = 0
-
-    @property
-    def is_leaf(self) -> bool:
-        return not (self.children or self.partial)
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """Reuse `nodes` whole and the first `num_tail` tokens of `tail`."""
-
-    nodes: tuple[Node, ...] = ()
-    tail: Node | None = None
-    num_tail: int = 0
-    num_tokens: int = 0
-    state: Any = None
+from neurond.device.prefixtree import Match, Node, Tokens, closest, longer, shorter
 
 
 class PrefixStore:
@@ -120,19 +79,19 @@ class PrefixStore:
         and did not before, and the pages it refers to no longer.
         """
         self._now = next(self._ticks)
-        there = parent.children.get(tokens) or _longer(parent, tokens)
+        there = parent.children.get(tokens) or longer(parent, tokens)
         if there is not None:
             self._renew(there)
             return there, False, []
         grown, states, dropped = None, {}, []
-        for shorter in _shorter(parent, tokens):
-            states.update(shorter.states)
-            if shorter.page == page:
-                grown = shorter
-                self.num_states -= len(shorter.states)
-                del parent.partial[shorter.tokens]
+        for old in shorter(parent, tokens):
+            states.update(old.states)
+            if old.page == page:
+                grown = old
+                self.num_states -= len(old.states)
+                del parent.partial[old.tokens]
             else:
-                dropped.append(self.remove(shorter))
+                dropped.append(self.remove(old))
         node = grown or Node(parent, tokens, page)
         self.num_nodes += grown is None
         self.num_states += len(states)
@@ -157,8 +116,8 @@ class PrefixStore:
         node.pins -= 1
         if node.parent is not None:
             self._push(node)
-        elif node.is_leaf and not node.pins:
-            self._forget(node)
+        else:
+            self._forget_if_empty(node)
 
     def remove(self, leaf: Node) -> int:
         """Take a leaf out. Returns its page, to which the store refers no longer."""
@@ -171,9 +130,30 @@ class PrefixStore:
         self.num_states -= len(leaf.states)
         if parent.is_leaf and parent.parent is not None:
             self._push(parent)
-        elif parent.is_leaf and not parent.pins:
-            self._forget(parent)
+        else:
+            self._forget_if_empty(parent)
         return leaf.page
+
+    def withdraw(self, node: Node, tails: Listing[int]) -> list[int]:
+        """Remove a branch from its end up to where others use it.
+
+        `node` is its last full page and pinned once by the caller, `tails` the pages
+        that may be partly filled leaves below it. Returns the removed nodes' pages.
+        """
+        leaves = [leaf for leaf in node.partial.values() if leaf.page in tails]
+        removed = [self.remove(leaf) for leaf in leaves]
+        step: Node | None = node
+        while step is not None and step.parent is not None:
+            if not step.is_leaf or step.pins > (step is node):
+                break
+            above = step.parent
+            above.pins += 1
+            removed.append(self.remove(step))
+            above.pins -= 1
+            step = above
+        if step is not None and step.parent is None:
+            self._forget_if_empty(step)
+        return removed
 
     def evict(self, is_idle: Callable[[int], bool]) -> int | None:
         """Remove the leaf not used for longest whose page is idle. Returns its page."""
@@ -206,7 +186,7 @@ class PrefixStore:
                 break
             path.append(child)
             node, at = child, at + size
-        tail, num_tail = _closest(node, tuple(ids[at : min(limit, at + size)]))
+        tail, num_tail = closest(node, tuple(ids[at : min(limit, at + size)]))
         return path, tail, num_tail
 
     def _last_state(self, path: list[Node], tail: Node | None, num_tail: int) -> Match:
@@ -239,46 +219,11 @@ class PrefixStore:
                 heapq.heapify(live)
                 self._heap = live
 
-    def _forget(self, root: Node) -> None:
-        self._roots = {salt: node for salt, node in self._roots.items() if node != root}
+    def _forget_if_empty(self, root: Node) -> None:
+        if root.is_leaf and not root.pins and root.parent is None:
+            self._roots = {s: node for s, node in self._roots.items() if node != root}
 
 
 def _holds(entry: tuple[int, int, Node]) -> bool:
     used, _, node = entry
     return node.parent is not None and node.used == used and node.is_leaf
-
-
-def _longer(parent: Node, tokens: Tokens) -> Node | None:
-    """A child whose tokens begin with these."""
-    size = len(tokens)
-    for nodes in (parent.partial, parent.children):
-        for node in nodes.values():
-            if node.tokens[:size] == tokens:
-                return node
-    return None
-
-
-def _shorter(parent: Node, tokens: Tokens) -> list[Node]:
-    """Children whose tokens are a beginning of these."""
-    nodes = parent.partial.values()
-    return [node for node in nodes if tokens[: len(node.tokens)] == node.tokens]
-
-
-def _closest(parent: Node, tokens: Tokens) -> tuple[Node | None, int]:
-    """The child with the longest common beginning, and its length."""
-    best, length = None, 0
-    for nodes in (parent.children, parent.partial):
-        for node in nodes.values():
-            if node.tokens[: length + 1] == tokens[: length + 1]:
-                common = _common(node.tokens, tokens)
-                if common > length:
-                    best, length = node, common
-    return best, length
-
-
-def _common(left: Tokens, right: Tokens) -> int:
-    """Length of the longest common beginning."""
-    pairs = zip(left, right, strict=False)
-    return next(
-        (at for at, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right))
-    )

@@ -14,6 +14,7 @@ is never among the emitted ones.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ipc.messages import Finished, Submit
@@ -26,8 +27,10 @@ class Sequence:
     __slots__ = (
         "arrived_s",
         "cache",
+        "cuts",
         "expires_s",
         "grammar",
+        "held_until_s",
         "ids",
         "model",
         "node",
@@ -46,16 +49,24 @@ class Sequence:
     )
 
     def __init__(
-        self, worker: int, submit: Submit, model: Resident, now_s: float
+        self,
+        worker: int,
+        submit: Submit,
+        model: Resident,
+        now_s: float,
+        *,
+        window: int = 0,
     ) -> None:
+        """`window`: its own limit of tokens, where that is below the model's."""
         self.worker = worker
         self.submit = submit
         self.model = model
         self.ids = list(submit.ids)
-        self.window = model.context
+        self.window = min(window or model.context, model.context)
         self.num_cached = 0
         self.num_scored = 0
         self.num_preempted = 0
+        self.held_until_s = math.inf
         self.cache: Any = None
         self.grammar: Any = None
         self.reset()
@@ -63,6 +74,7 @@ class Sequence:
         self.expires_s = now_s + submit.deadline_s if submit.deadline_s > 0 else 0.0
         eos_ids = () if submit.sampling.ignore_eos else model.eos_ids
         self.stop_ids = frozenset((*submit.stop_ids, *eos_ids))
+        self.cuts = self._boundaries() if model.cache.state_bytes else ()
 
     def reset(self) -> None:
         """Nothing is computed (any more); `ids` stay what they are."""
@@ -84,6 +96,39 @@ class Sequence:
     @property
     def num_pending(self) -> int:
         return len(self.ids) - self.num_computed
+
+    @property
+    def decodes(self) -> bool:
+        """Only the newest id is pending: it takes one row of a step."""
+        return self.num_pending == 1
+
+    @property
+    def is_fresh(self) -> bool:
+        """Nothing was drawn for it here yet."""
+        return len(self.ids) == len(self.submit.ids)
+
+    def queued_too_long(self, now_s: float, patience_s: float) -> bool:
+        """Who has begun to answer isn't sent away."""
+        return self.num_preempted == 0 and now_s >= self.arrived_s + patience_s
+
+    def part(self, num_tokens: int) -> int:
+        """How many ids to compute next, given up to so many: states are saved at the
+        cuts."""
+        cut = next((c for c in self.cuts if c > self.num_computed), len(self.ids))
+        return min(num_tokens, cut - self.num_computed)
+
+    def _boundaries(self) -> tuple[int, ...]:
+        """Where another prompt may part from this one (S80, S82): past the prompt's
+        last special token, and at its end."""
+        prompt = self.submit.ids[: self.submit.num_prompt]
+        special = self.model.eos_ids | self.stop_ids
+        past = [at + 1 for at, token in enumerate(prompt) if token in special]
+        return tuple(sorted({*past[-1:], len(prompt)}))
+
+    @property
+    def wants_prompt(self) -> bool:
+        """The prompt must be computed even when no token is wanted."""
+        return self.scores_prompt or self.submit.embed
 
     @property
     def most_tokens(self) -> int:

@@ -36,9 +36,10 @@ from ipc.messages import (
 from ipc.process import be_first_to_go
 from ipc.status import Phase, StatusWriter
 from neurond.device.backend import Backend
-from neurond.device.engine import Addressed, Engine
+from neurond.device.engine import Engine
 from neurond.device.loads import Loads
 from neurond.device.mailbox import Mailboxes
+from neurond.device.outcomes import Addressed
 from neurond.device.preload import ENVIRONMENT
 from neurond.device.reports import Reports
 from neurond.device.settings import DeviceSettings

@@ -15,7 +15,7 @@ from neurond.device.sequence import Sequence
 from neurond.device.settings import DeviceSettings
 from neurond.device.verdict import DeviceDied
 from tests.neurond.device.rig import make_submit
-from tests.neurond.device.test_schedule import resident
+from tests.neurond.device.test_scheduler import resident
 
 
 @dataclass

@@ -7,7 +7,7 @@ import pytest
 from ipc.messages import Finished, Sampling
 from neurond.device.sequence import Sequence
 from tests.neurond.device.rig import make_submit
-from tests.neurond.device.test_schedule import resident
+from tests.neurond.device.test_scheduler import resident
 
 
 def make(ids: tuple[int, ...] = (1, 2, 3), **more: Any) -> Sequence:

@@ -140,7 +140,7 @@ def test_a_cancelled_request_gets_no_more_tokens(rig: Rig, tmp_path: Path) -> No
         ({"ids": (), "num_prompt": 0}, "invalid_request_error"),
         ({"ids": (1,) * 8192, "num_prompt": 8192}, "context_length_exceeded"),
         ({"max_tokens": 0}, "invalid_request_error"),
-        ({"grammar": "root ::= x"}, "unsupported_parameter"),
+        ({"grammar": "root ::= x"}, "invalid_request_error"),
         ({"slabs": (1,)}, "vision_unsupported"),
         ({"model": "other"}, "no_healthy_node"),
     ],

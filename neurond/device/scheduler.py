@@ -1,0 +1,118 @@
+"""Who is computed next, who gets the next seat, who has to give way.
+
+Device process, torch-free, pure. A step is for one model; the models take turns. It has
+a row for every sequence of the model that decodes, and chunks of the prompts that are
+not computed yet, under a budget of tokens that keeps the streams flowing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from collections.abc import Sequence as Listing
+
+from neurond.device.backend import Work
+from neurond.device.sequence import Sequence
+
+
+def plan(sequences: Listing[Sequence], *, max_rows: int, num_tokens: int) -> list[Work]:
+    """The works of one step of one model.
+
+    `sequences` run, the one computed longest ago first. `num_tokens` is the budget of
+    prompt tokens. Where a forward takes a single row, decoding and prefill alternate.
+    """
+    if sequences and sequences[0].submit.embed:
+        return _whole_texts(sequences, max_rows=max_rows, num_tokens=num_tokens)
+    if max_rows == 1:
+        sequences = sequences[:1]
+    filling = [s for s in sequences if not s.decodes]
+    decoding = [s for s in sequences if s.decodes]
+    rows = [Work(s, 1) for s in decoding[: max_rows - bool(filling)]]
+    filling = sorted(filling, key=lambda s: s.arrived_s)[: max_rows - len(rows)]
+    given = share([s.num_pending for s in filling], num_tokens)
+    parts = [s.part(n) for s, n in zip(filling, given, strict=True)]
+    chunks = [Work(s, n) for s, n in zip(filling, parts, strict=True) if n]
+    return rows + chunks
+
+
+def _whole_texts(
+    sequences: Iterable[Sequence], *, max_rows: int, num_tokens: int
+) -> list[Work]:
+    """Texts for vectors are never cut: as many as fit, the first one in any case."""
+    works: list[Work] = []
+    for sequence in sequences:
+        num_tokens -= sequence.num_pending
+        if works and (num_tokens < 0 or len(works) == max_rows):
+            break
+        works.append(Work(sequence, sequence.num_pending))
+    return works
+
+
+def share(pending: Listing[int], num_tokens: int) -> list[int]:
+    """Divide a step's prompt tokens; `pending[0]` came first.
+
+    It gets half at least, so that it ends; the rest goes to whoever ends soonest.
+    """
+    if not pending:
+        return []
+    given = [0] * len(pending)
+    left = max(1, num_tokens)
+    first = max(left - left // 2, left - sum(pending[1:]))
+    given[0] = min(pending[0], first)
+    left -= given[0]
+    for index in sorted(range(1, len(pending)), key=lambda i: pending[i]):
+        given[index] = min(pending[index], left)
+        left -= given[index]
+    return given
+
+
+def next_seat(
+    waiting: Iterable[Sequence], running: Iterable[Sequence]
+) -> Sequence | None:
+    """Whose turn it is (S31): `waiting` in order of arrival.
+
+    First who ran already and had to give way; then the principal that has the fewest
+    running, then the higher priority, then who came first.
+    """
+    seats = Counter(sequence.submit.principal for sequence in running)
+
+    def rank(sequence: Sequence) -> tuple[bool, int, int]:
+        submit = sequence.submit
+        fresh = sequence.num_preempted == 0
+        return fresh, seats[submit.principal] if fresh else 0, -submit.priority
+
+    return min(waiting, key=rank, default=None)
+
+
+def victim(running: Iterable[Sequence]) -> Sequence | None:
+    """Who gives its pages back: the lowest priority, of those the youngest.
+
+    Never the one that came first, so that somebody always ends. None: there is no
+    other.
+    """
+    by_age = sorted(running, key=lambda s: s.arrived_s)
+    younger = reversed(by_age[1:])
+    return min(younger, key=lambda s: s.submit.priority, default=None)
+
+
+def computes_for(candidate: Sequence, other: Sequence) -> int:
+    """Tokens of the candidate's prompt that `other` is about to compute."""
+    same = candidate.model is other.model
+    if not same or other.decodes or other.submit.embed:
+        return 0
+    if candidate.submit.cache_salt != other.submit.cache_salt:
+        return 0
+    common = common_length(candidate.ids, other.ids)
+    return max(0, min(common, len(candidate.ids) - 1) - other.num_computed)
+
+
+def common_length(left: Listing[int], right: Listing[int]) -> int:
+    """Length of the longest common beginning, by halving."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
