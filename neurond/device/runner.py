@@ -1,40 +1,49 @@
-"""The torch backend: unmodified transformers models, one cache per sequence.
+"""The torch backend: unmodified transformers models over paged KV.
 
-Device process; one model.forward per step, for one sequence, with a DynamicCache of its
-own. That works for every architecture. Batching over a shared cache comes beside it and
-changes `max_rows` and `forward`, nothing outside this module.
+Device process. A load ends with a trial that decides how the model keeps its KV; a
+forward computes any mix of prefill chunks and decode rows of one model and draws the
+tokens that are due.
 
-Invariant: a row with NaN never leaves; its error is its own.
+Invariants: a row with NaN never leaves, its error is its own; on CUDA a step waits for
+the device once, where its tokens are read.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Generator
 from collections.abc import Sequence as Listing
 from typing import Any
 
 import psutil
 import torch
 
-from ipc.messages import Load
-from neurond.device import encoder, loader
-from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Row, Work
+from ipc.messages import Load, LoadProgress
+from neurond.device import encoder, loader, varlen
+from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Work
+from neurond.device.budget import kv_budget_bytes
+from neurond.device.computing import Computing
+from neurond.device.drawing import outcomes
 from neurond.device.probe import probe
-from neurond.device.sampler import draw, is_plain_greedy, uniform
+from neurond.device.sampler import Sampler
 from neurond.device.sequence import Sequence
 from neurond.device.settings import DeviceSettings
-from neurond.device.verdict import nan_error
+from neurond.device.trial import make_ready
+
+_PAGE_TOKENS = {"cpu": 64, "cuda": 256}  # FlashAttention reads pages of 256
 
 
 class TorchBackend:
-    max_rows = 1
+    max_rows = 256
 
     def __init__(self, kind: str, settings: DeviceSettings) -> None:
         self.name = kind
         self._settings = settings
         self._device = torch.device("cuda:0" if kind == "cuda" else "cpu")
         self._resident_bytes: dict[str, int] = {}
+        self._models: dict[str, Computing] = {}
+        self._sampler = Sampler(self._device)
 
     def open(self) -> Memory:
         torch.set_num_threads(_num_threads(self._settings))
@@ -55,11 +64,14 @@ class TorchBackend:
 
     def load(self, spec: Load) -> LoadSteps:
         model = yield from loader.load(spec, self._device)
+        if not isinstance(model.body, encoder.EncoderBody):
+            yield from self._make_ready(model)
         self._resident_bytes[model.name] = model.resident_bytes
         return model
 
     def unload(self, model: Resident) -> None:
         del self._resident_bytes[model.name]
+        self._models.pop(model.name, None)
         model.body = None
         gc.collect()
         if self._device.type == "cuda":
@@ -69,84 +81,72 @@ class TorchBackend:
         pass
 
     def clear_pages(self, model: Resident, pages: Listing[int]) -> None:
-        pass
+        with torch.inference_mode():
+            self._models[model.name].clear_pages(pages)
 
     def copy_page(
         self, model: Resident, source: int, target: int, num_tokens: int
     ) -> None:
-        pass
+        with torch.inference_mode():
+            self._models[model.name].copy_page(source, target, num_tokens)
 
     def save_state(self, sequence: Sequence) -> Any:
-        return None
+        with torch.inference_mode():
+            return self._models[sequence.model.name].save_state(sequence)
 
     def load_state(self, sequence: Sequence, state: Any) -> None:
-        pass
+        with torch.inference_mode():
+            self._models[sequence.model.name].load_state(sequence, state)
 
     def release(self, sequence: Sequence) -> None:
+        computing = self._models.get(sequence.model.name)
+        if computing is not None and sequence.cache is not None:
+            computing.release(sequence)
+        self._sampler.release(sequence)
         sequence.cache = None
 
     def probe(self) -> None:
         probe(self._device)
 
     def forward(self, works: Listing[Work]) -> list[Outcome]:
+        model = works[0].sequence.model
         with torch.inference_mode():
-            if isinstance(works[0].sequence.model.body, encoder.EncoderBody):
+            if isinstance(model.body, encoder.EncoderBody):
                 return encoder.forward(works)
-            return [self._compute(work) for work in works]
-
-    def _compute(self, work: Work) -> Outcome:
-        sequence = work.sequence
-        body: loader.Body = sequence.model.body
-        if sequence.cache is None:
-            sequence.cache = _new_cache(body)
-        logits = _forward(body, sequence, work.num_ids)
-        if work.draws:
-            return _draw(logits, sequence)
-        if self._device.type == "cuda":
+            logits = self._models[model.name].compute(works)
+            found = outcomes(works, logits, self._sampler)
+        if self._device.type == "cuda" and not any(work.draws for work in works):
             torch.cuda.synchronize(self._device)  # a fault shows in its own step
-        return Row()
+        return found
+
+    def _make_ready(self, model: Resident) -> Generator[LoadProgress, None, None]:
+        page_tokens = self._settings.page_tokens or _PAGE_TOKENS[self._device.type]
+        invariant = self._settings.numerics == "invariant"
+        kernel = varlen.kernel_for(self._device, page_tokens, invariant=invariant)
+        steps = make_ready(model, page_tokens, self._kv_bytes(model), kernel)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                computing: Computing = done.value
+                break
+            yield LoadProgress(model.name, "warmup", 0, 1)
+        self._models[model.name] = computing
+        model.cache = computing.spec
+        yield LoadProgress(model.name, "warmup", 1, 1)
+
+    def _kv_bytes(self, model: Resident) -> int:
+        """For this model's pool: on a CPU memory is taken when it is written; on CUDA
+        now, so what other pools hold is gone."""
+        held = sum(self._resident_bytes.values()) + model.resident_bytes
+        memory = self.memory()
+        budget = kv_budget_bytes(self._settings, self.name, memory, held)
+        if self._device.type == "cpu":
+            return budget
+        return min(budget, int(memory.free_bytes * _CUDA_POOL_SHARE))
 
 
-def _new_cache(body: loader.Body) -> Any:
-    from transformers.cache_utils import DynamicCache
-
-    return DynamicCache(config=body.module.config.get_text_config())
-
-
-def _forward(body: loader.Body, sequence: Sequence, num_ids: int) -> torch.Tensor:
-    """Logits of the last of the next `num_ids` ids."""
-    begin = sequence.num_computed
-    end = begin + num_ids
-    device = body.device
-    more = {"logits_to_keep": 1} if body.last_only else {}
-    output = body.module(
-        input_ids=torch.tensor([sequence.ids[begin:end]], device=device),
-        position_ids=torch.arange(begin, end, device=device)[None],
-        past_key_values=sequence.cache,
-        use_cache=True,
-        **more,
-    )
-    return output.logits[0, -1]
-
-
-def _draw(logits: torch.Tensor, sequence: Sequence) -> Outcome:
-    """Greedy needs one reduction on the device; anything else, the row on the host."""
-    submit = sequence.submit
-    banned = sequence.banned_ids
-    best, token = logits.max(-1)  # NaN and +inf win every comparison
-    if not torch.isfinite(best).item():
-        return nan_error()
-    if is_plain_greedy(submit.sampling, banned):
-        return Row(int(token.item()))
-    token_id = draw(
-        logits.float().cpu().numpy(),
-        submit.sampling,
-        prompt=submit.ids[: submit.num_prompt],
-        emitted=sequence.ids[submit.num_prompt :],
-        banned=banned,
-        number=uniform(submit.seed, submit.choice, sequence.num_emitted),
-    )
-    return Row(token_id)
+_CUDA_POOL_SHARE = 0.9
 
 
 def _cuda_memory(device: torch.device) -> Memory:

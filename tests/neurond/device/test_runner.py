@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ def make_prompts() -> list[tuple[int, ...]]:
 
 
 PROMPTS = make_prompts()
+MARK = 505
+"""An id that only the prompt of a test has."""
 
 
 @pytest.fixture(scope="module")
@@ -183,12 +186,12 @@ def test_s02_a_shape_error_in_a_forward_fails_that_request_only(host: Host) -> N
     [solo] = host.run(PROMPTS[1], **more)
     module = host.engine.models["m"].body.module
 
-    def break_one(_module: object, arguments: tuple[torch.Tensor]) -> None:
-        if arguments[0].shape[1] == len(PROMPTS[2]):
+    def break_one(_module: object, _args: object, named: dict[str, Any]) -> None:
+        if MARK in named["input_ids"]:
             torch.randn(2, 3) @ torch.randn(4, 5)
 
-    hook = module.model.layers[1].mlp.register_forward_pre_hook(break_one)
-    for number, prompt in enumerate((PROMPTS[1], PROMPTS[2])):
+    hook = module.register_forward_pre_hook(break_one, with_kwargs=True)
+    for number, prompt in enumerate((PROMPTS[1], (*PROMPTS[2], MARK))):
         host.engine.submit(WORKER, make_submit(number, prompt, **more))
     messages = host.drain()
     hook.remove()
@@ -241,9 +244,11 @@ def test_the_embedded_model_knows_the_capital_of_france() -> None:
     host.load(folder)
     [ids] = host.run(encode("What is the capital of France?"))
     assert tokenizer.decode(ids) == "The capital of France is Paris."
+    # in bfloat16 near ties would fall either way
+    host.load(folder, model="exact", dtype="float32")
     prompt = encode("🙂🚀 日本の首都 " + "the cat sat on the mat. " * 4)
-    wanted = tiny.reference(folder, prompt, 8, eos=2)
-    assert host.run(prompt, max_tokens=8) == [wanted]
+    wanted = tiny.reference(folder, prompt, 8, eos=2, dtype=torch.float32)
+    assert host.run(prompt, model="exact", max_tokens=8) == [wanted]
 
 
 @pytest.mark.gpu

@@ -65,12 +65,17 @@ def _make(family: str) -> Any:
 
 
 def reference(
-    folder: Path, ids: tuple[int, ...], num_tokens: int, *, eos: int = EOS
+    folder: Path,
+    ids: tuple[int, ...],
+    num_tokens: int,
+    *,
+    eos: int = EOS,
+    dtype: torch.dtype | str = "auto",
 ) -> list[int]:
     """What transformers' own `generate` emits, greedy, without the EOS."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     prompt = torch.tensor([ids])
     with torch.inference_mode():
         output = model.generate(

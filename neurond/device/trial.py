@@ -1,0 +1,180 @@
+"""How a loaded model becomes one that serves: pooled KV if it can be proven, or not.
+
+Device process. transformers' own forward over a few ids shows the layers' layout, warms
+the kernels and gives logits. The same ids are then computed over the pool, in chunks
+and beside another sequence. Where both agree the pool serves; an architecture that does
+anything else with its keys, masks or positions keeps caches of its own.
+
+Invariant: the model is warm, and its weights gave finite numbers, before it serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import torch
+
+from ipc.messages import Sampling, Submit
+from neurond.device.backend import CacheSpec, Resident, Work
+from neurond.device.computing import Computing
+from neurond.device.layout import TRIAL_IDS, Layout, layout_of, try_out
+from neurond.device.loader import Body
+from neurond.device.paged import NAME
+from neurond.device.pagedmodel import PagedModel
+from neurond.device.pool import page_bytes
+from neurond.device.private import PrivateModel, token_bytes
+from neurond.device.sequence import Sequence
+from neurond.device.varlen import Kernel
+from neurond.device.verdict import FATAL_CLASSES, fault_class
+from neurond.device.weights import refuse
+
+_MISFITS = (
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a model raises that asks more of a cache than ours has."""
+
+_TOLERANCE = {torch.float32: 1e-2}
+_HALF_TOLERANCE = 0.1
+_HALF = len(TRIAL_IDS) // 2
+
+
+def make_ready(
+    model: Resident, page_tokens: int, kv_bytes: int, kernel: Kernel | None
+) -> Generator[None, None, Computing]:
+    """Yields between slices. Raises load_failed."""
+    body: Body = model.body
+    if getattr(body.module.config, "is_encoder_decoder", False):
+        raise refuse("models with an encoder and a decoder are not supported")
+    native = try_out(body.module, body.device, TRIAL_IDS)
+    if not torch.isfinite(native.logits).all():
+        raise refuse("the model computes NaN: its weights are damaged")
+    yield
+    layout = layout_of(body.module, native.cache)
+    if layout is not None:
+        paged = yield from _paged(model, layout, page_tokens, kv_bytes, kernel, native)
+        if paged is not None:
+            return paged
+    longer = try_out(body.module, body.device, TRIAL_IDS * 2)
+    bytes_per_token = token_bytes(native.cache, longer.cache, len(TRIAL_IDS))
+    spec = _spec(page_tokens, page_tokens * bytes_per_token, kv_bytes)
+    return PrivateModel(body, spec)
+
+
+def _paged(
+    model: Resident,
+    layout: Layout,
+    page_tokens: int,
+    kv_bytes: int,
+    kernel: Kernel | None,
+    native: Any,
+) -> Generator[None, None, PagedModel | None]:
+    body: Body = model.body
+    bytes_per_page = page_bytes(layout.shapes, page_tokens, layout.dtype)
+    spec = _spec(page_tokens, bytes_per_page, kv_bytes, layout.state_bytes, shares=True)
+    before = _use_attention(body.module, NAME)
+    paged = PagedModel(body, layout, spec, kernel)
+    try:
+        fits = yield from _rehearse(model, paged, native.logits)
+    except _MISFITS as error:
+        if fault_class(error) in {*FATAL_CLASSES, "capacity"}:
+            raise
+        fits = False
+    if fits:
+        return paged
+    _use_attention(body.module, before)
+    return None
+
+
+def _rehearse(
+    model: Resident, paged: PagedModel, wanted: torch.Tensor
+) -> Generator[None, None, bool]:
+    """Two sequences over the pool, every mix of works. Whether the logits agree."""
+    pages = _trial_pages(paged.spec.page_tokens)
+    first, second = (
+        _sequence(model, list(range(number * pages, (number + 1) * pages)))
+        for number in range(2)
+    )
+    plan = ([(first, _HALF)], [(first, _HALF), (second, _HALF)])
+    found = []
+    for works in (*plan, [(first, 1), (second, 1)]):
+        with torch.inference_mode():
+            logits = paged.compute([Work(s, count) for s, count in works])
+        found.append(logits.of(0).float().cpu())
+        for sequence, count in works:
+            sequence.num_computed += count
+        yield
+    for sequence in (first, second):
+        paged.release(sequence)
+    paged.clear_pages(range(2 * pages))
+    return _agree(torch.cat(found[:2]), wanted.float().cpu(), model.body.module.dtype)
+
+
+def _agree(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Most rows up to rounding: in half precision an expert may change places."""
+    gaps = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(1e-9)
+    return bool(gaps.median() < _TOLERANCE.get(dtype, _HALF_TOLERANCE))
+
+
+def _spec(
+    page_tokens: int,
+    bytes_per_page: int,
+    kv_bytes: int,
+    state_bytes: int = 0,
+    *,
+    shares: bool = False,
+) -> CacheSpec:
+    return CacheSpec(
+        page_tokens=page_tokens,
+        page_bytes=bytes_per_page,
+        max_pages=max(2 * _trial_pages(page_tokens), kv_bytes // bytes_per_page),
+        state_bytes=state_bytes,
+        shares=shares,
+    )
+
+
+def _trial_pages(page_tokens: int) -> int:
+    """Of one sequence."""
+    return -(-(len(TRIAL_IDS) + 1) // page_tokens)
+
+
+def _sequence(model: Resident, pages: list[int]) -> Sequence:
+    """Of the trial's ids; all its logits are wanted."""
+    ids = (*TRIAL_IDS, TRIAL_IDS[0])
+    submit = Submit(
+        id=0,
+        attempt=0,
+        model=model.name,
+        ids=ids,
+        num_prompt=len(ids),
+        choice=0,
+        seed=0,
+        sampling=Sampling(prompt_logprobs=0),
+        max_tokens=1,
+        stop_ids=(),
+        grammar="",
+        principal="",
+        priority=0,
+        deadline_s=0.0,
+        cache_salt="",
+    )
+    sequence = Sequence(0, submit, model, 0.0)
+    sequence.pages = pages
+    return sequence
+
+
+def _use_attention(module: Any, name: str) -> str:
+    """Set the text layers' attention function. Returns the name of the one before."""
+    config = module.config
+    text = config.get_text_config(decoder=True)
+    before: str = text._attn_implementation
+    parts = [key for key in config.sub_configs if getattr(config, key, None) is text]
+    module.set_attn_implementation({key: name for key in parts} or name)
+    return before
