@@ -81,6 +81,8 @@ class CompletionsResource:
         fact = self._intake.admit(request.model)
         served = await self._library.get(request.model, timeout_s=_TOKENIZER_S)
         window = int(fact["context"])
+        if request.grammar is not None:
+            await self._library.grammars.check(request.grammar)
         ids = await self._library.prompt_work(
             lambda: encoded(request, served, window), size=request.num_chars
         )
@@ -137,7 +139,8 @@ def _order(
     """Raises ClientError."""
     asked, limits = request.sampling, served.limits(window)
     resolved = resolve(asked, limits, num_prompt=len(ids), param="prompt")
-    submit = new_submit(request.model, ids, asked, resolved)
+    grammar = request.grammar.text if request.grammar else ""
+    submit = new_submit(request.model, ids, asked, resolved, grammar=grammar)
     pieces = Continued(served.tokenizer)
     return Order(submit, asked.n, asked.stop, pieces, request.stream)
 

@@ -22,6 +22,7 @@ from neurond.serving.sampling import (
     context_error,
     parse_sampling,
 )
+from neurond.serving.structured import Grammar, parse_structured
 from neurond.serving.tokens import check_vocabulary, checked_ids
 
 MAX_SEQUENCES = 64
@@ -35,15 +36,10 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "allowed_token_ids": ([],),
     "bad_words": ([],),
     "grammar": ("",),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
+    "guided_whitespace_pattern": ("",),
     "include_stop_str_in_output": (False,),
     "prompt_embeds": (),
-    "response_format": ({"type": "text"},),
     "skip_special_tokens": (True,),
-    "structured_outputs": (),
     "suffix": ("",),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
@@ -66,6 +62,7 @@ class CompletionRequest:
     stream: bool
     include_usage: bool
     sampling: SamplingRequest
+    grammar: Grammar | None
 
     @property
     def num_chars(self) -> int:
@@ -102,6 +99,7 @@ def parse_completion(body: object) -> CompletionRequest:
             fields.mapping(body, "stream_options"), "include_usage"
         ),
         sampling=sampling,
+        grammar=parse_structured(body),
     )
 
 

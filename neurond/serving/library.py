@@ -61,6 +61,7 @@ class ServedModel:
         *,
         window: int,
         limit_s: float,
+        add_generation_prompt: bool = True,
     ) -> tuple[int, ...]:
         """Raises ClientError: no template, a refusal of it, far over the window.
 
@@ -69,7 +70,12 @@ class ServedModel:
         """
         if self.template is None:
             raise error_for("template_render_failed", "this model has no chat template")
-        segments = self.template.render(messages, tools, limit_s=limit_s)
+        segments = self.template.render(
+            messages,
+            tools,
+            limit_s=limit_s,
+            add_generation_prompt=add_generation_prompt,
+        )
         num_chars = sum(len(segment.text) for segment in segments)
         num_least = -(-num_chars // self.tokenizer.max_piece_chars)
         if num_least > window:

@@ -60,7 +60,12 @@ class ChatTemplate:
         self.takes_tools = _mentions(source, "tools")
 
     def render(
-        self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, limit_s: float
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        *,
+        limit_s: float,
+        add_generation_prompt: bool = True,
     ) -> tuple[Segment, ...]:
         """`tools` are left out where the template doesn't take them.
 
@@ -70,19 +75,26 @@ class ChatTemplate:
         try:
             marked = [self._marked(message) for message in messages]
             functions = [self._marked(tool) for tool in offered]
-            text = _within(limit_s, lambda: self._render(marked, functions))
+            text = _within(
+                limit_s,
+                lambda: self._render(
+                    marked, functions, add_generation_prompt=add_generation_prompt
+                ),
+            )
         except _TEMPLATE_ERRORS as error:
             raise _refused(error) from error
         if len(text) > MAX_PROMPT_CHARS:
             raise _refused(ValueError("prompt too large"))
         return _segments(text)
 
-    def _render(self, messages: list[Message], tools: list[Tool]) -> str:
+    def _render(
+        self, messages: list[Message], tools: list[Tool], *, add_generation_prompt: bool
+    ) -> str:
         rendered, _ = render_jinja_template(
             conversations=[messages],
             tools=tools or None,
             chat_template=self._source,
-            add_generation_prompt=True,
+            add_generation_prompt=add_generation_prompt,
             **self._variables,
         )
         return str(rendered[0])

@@ -22,6 +22,7 @@ from neurond.serving import fields
 from neurond.serving.library import ServedModel
 from neurond.serving.messages import Message, parse_messages
 from neurond.serving.params import MAX_MODEL_CHARS
+from neurond.serving.tools import Tool, parse_tools
 
 MAX_TEXT_BYTES = 2 << 20
 """A tokenizer takes up to 150 bytes of memory for each."""
@@ -38,6 +39,8 @@ class TokenizeRequest:
     model: str
     prompt: str | None
     messages: tuple[Message, ...]
+    tools: tuple[Tool, ...]
+    add_generation_prompt: bool
     add_special_tokens: bool
     wants_texts: bool
     num_bytes: int
@@ -64,6 +67,10 @@ def parse_tokenize(body: object) -> TokenizeRequest:
         model=_model(document),
         prompt=prompt,
         messages=messages,
+        tools=_tools(document) if has_messages else (),
+        add_generation_prompt=fields.flag(
+            document, "add_generation_prompt", default=True
+        ),
         add_special_tokens=fields.flag(
             document, "add_special_tokens", default=has_prompt
         ),
@@ -103,9 +110,7 @@ def tokenized(request: TokenizeRequest, served: ServedModel, window: int) -> byt
     """The answer. Blocking for a long text. Raises ClientError."""
     tokenizer = served.tokenizer
     if request.prompt is None:
-        ids = list(
-            served.prompt_ids(request.messages, window=_NO_WINDOW, limit_s=_LIMIT_S)
-        )
+        ids = list(_chat_ids(request, served))
     else:
         special = request.add_special_tokens
         ids = tokenizer.encode_text(request.prompt, add_special_tokens=special)
@@ -117,6 +122,17 @@ def tokenized(request: TokenizeRequest, served: ServedModel, window: int) -> byt
             "tokens": ids,
             "token_strs": texts,
         }
+    )
+
+
+def _chat_ids(request: TokenizeRequest, served: ServedModel) -> tuple[int, ...]:
+    """As a chat would have them, however many. Raises ClientError."""
+    return served.prompt_ids(
+        request.messages,
+        request.tools,
+        window=_NO_WINDOW,
+        limit_s=_LIMIT_S,
+        add_generation_prompt=request.add_generation_prompt,
     )
 
 
@@ -143,6 +159,13 @@ def _prompt(value: object) -> str:
     if type(value) is not str:
         raise fields.invalid("prompt", "a string", value)
     return value
+
+
+def _tools(body: fields.Body) -> tuple[Tool, ...]:
+    """Counted whatever the choice among them: a template shows them all the same."""
+    if not body.get("tools"):
+        return ()
+    return parse_tools({"tools": body["tools"], "tool_choice": "required"}).offered
 
 
 def _refuse_unsupported(body: fields.Body, *, has_messages: bool) -> None:

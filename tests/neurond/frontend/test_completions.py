@@ -240,6 +240,16 @@ def test_stop_strings_seeds_and_biases_are_those_of_a_chat(tmp_path: Path) -> No
     on_stage(tmp_path, play)
 
 
+def test_a_shape_of_the_answer_reaches_the_device_as_a_grammar(tmp_path: Path) -> None:
+    async def play(stage: Stage) -> None:
+        await ask(stage, ["a", "b"], guided_regex="[ab]+")
+        assert [s.grammar for s in submits(stage)] == ['{"regex":"[ab]+"}'] * 2
+        refused = await ask(stage, guided_regex="[")
+        assert (refused.status, refused.json["error"]["param"]) == (400, "guided_regex")
+
+    on_stage(tmp_path, play)
+
+
 def test_s09_a_client_that_leaves_cancels_each_of_its_sequences(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         device = device_of(stage)

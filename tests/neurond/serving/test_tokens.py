@@ -56,6 +56,22 @@ def test_messages_are_counted_as_a_chat_would_have_them(served: ServedModel) -> 
     assert tuple(told["tokens"]) == served.prompt_ids(HI, window=999, limit_s=1)
 
 
+def test_what_invites_an_answer_is_left_out_where_it_is_not_wanted(
+    served: ServedModel,
+) -> None:
+    invited = answer(served, messages=HI)["tokens"]
+    plain = answer(served, messages=HI, add_generation_prompt=False)["tokens"]
+    assert invited == [*plain, IM_START, *b"assistant\n"]
+
+
+def test_tools_are_counted_as_a_chat_with_them_would_have_them(tmp_path: Path) -> None:
+    template = "{{ tools | tojson if tools else '' }}{{ messages[0]['content'] }}"
+    folder = folders.write(tmp_path / "m", folders.byte_level(), chat_template=template)
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    with_tools = answer(read_model(folder), messages=HI, tools=tools)["count"]
+    assert with_tools > answer(read_model(folder), messages=HI)["count"] + 20
+
+
 def test_s76_special_tokens_are_text_in_messages_and_themselves_in_a_raw_prompt(
     served: ServedModel,
 ) -> None:
