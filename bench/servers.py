@@ -54,6 +54,7 @@ class Server:
     url: str
     model: str
     process: subprocess.Popen[bytes]
+    node_url: str = ""
 
     def pause(self) -> None:
         """Freeze it: a peer that spins while idle must not slow the others."""
@@ -87,7 +88,8 @@ def gguf() -> Path:
 def cortex(cores: str, **settings: str) -> Iterator[Server]:
     """`settings` are environment variables of the daemons."""
     with tempfile.TemporaryDirectory(prefix="cortex-bench-") as folder:
-        ports = [f"--{name}=0" for name in ("port", "metrics-port", "node-port")]
+        node_port = _free_port()
+        ports = ["--port=0", "--metrics-port=0", f"--node-port={node_port}"]
         argv = [sys.executable, "-m", "cortexd.ctl.cortex", "run", *ports]
         log = Path(folder) / "log"
         environ = {
@@ -99,7 +101,8 @@ def cortex(cores: str, **settings: str) -> Iterator[Server]:
         argv += ["--node-metrics-port=0", f"--run-dir={folder}/run"]
         with _started(cores, argv, environ, log) as process:
             url = _await_line(process, log, r"ready after .* at (http://\S+)")
-            yield Server("cortex", url, MODEL, process)
+            node_url = f"http://127.0.0.1:{node_port}"
+            yield Server("cortex", url, MODEL, process, node_url)
 
 
 @contextmanager
