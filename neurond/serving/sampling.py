@@ -113,7 +113,9 @@ def resolve(
     if sampling.min_tokens > max_tokens:
         wanted = f"at most max_tokens ({max_tokens})"
         raise fields.invalid("min_tokens", wanted, sampling.min_tokens)
-    ends = () if sampling.ignore_eos else limits.stop_ids
+    # a configuration may name ids that the model doesn't have
+    known = [token for token in limits.stop_ids if token < limits.vocab_size]
+    ends = [] if sampling.ignore_eos else known
     stop_ids = tuple(dict.fromkeys((*ends, *request.stop_token_ids)))
     return Resolved(sampling, max_tokens, stop_ids)
 

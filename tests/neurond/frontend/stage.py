@@ -60,7 +60,7 @@ class Device:
         ids = script.answer[: submit.max_tokens]
         self.end.send(Accepted(submit.id, 0, 0))
         for index, token in enumerate(ids):
-            self.end.send(Tokens((TokenRow(submit.id, index, (token,)),)))
+            self.end.send(Tokens((row_of(submit, index, token),)))
         reason = "stop" if len(ids) < submit.max_tokens else "length"
         num_prompt = len(submit.ids)
         self.end.send(Finished(submit.id, reason, num_prompt, len(ids), 0))
@@ -75,6 +75,15 @@ class Device:
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self.end.bell.fileno())
         self.end.close()
+
+
+def row_of(submit: Submit, index: int, token: int) -> TokenRow:
+    """A logprob of -0.5 for every token, where asked; the newline never comes."""
+    num_top = submit.sampling.logprobs
+    if num_top < 0:
+        return TokenRow(submit.id, index, (token,))
+    top = ((token, -0.5), (10, float("-inf")))[:num_top]
+    return TokenRow(submit.id, index, (token,), (-0.5,), (top,) if num_top else ())
 
 
 class Stage:

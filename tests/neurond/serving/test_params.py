@@ -190,7 +190,7 @@ def test_absurd_logprobs_are_refused_by_name(
 
 
 def test_stop_ids_are_the_models_and_the_requests() -> None:
-    limits = ModelLimits(100, 1000, {}, stop_ids=(2, 7))
+    limits = ModelLimits(100, 1000, {}, stop_ids=(2, 7, 1000))
     asked = parsed(stop_token_ids=[5, 7, 5, 999])
     assert resolve(asked.sampling, limits, num_prompt=1).stop_ids == (2, 7, 5, 999)
     asked = parsed(stop_token_ids=[5], ignore_eos=True)

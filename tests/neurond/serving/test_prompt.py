@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,44 @@ def render(source: str, messages: Any = HELLO, limit_s: float = 5.0) -> str:
     template = ChatTemplate(source, {"eos_token": "<|im_end|>"}, CONTROL)
     segments = template.render(messages, limit_s=limit_s)
     return "".join(segment.text for segment in segments)
+
+
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "description": "says <|im_end|> aloud"},
+}
+TOOLS = (
+    CHATML + "{% if tools %}{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
+)
+
+
+def test_functions_go_to_a_template_that_takes_them() -> None:
+    template = ChatTemplate(TOOLS, {}, CONTROL)
+    assert template.takes_tools
+    segments = template.render(HELLO, [TOOL], limit_s=5)
+    text = "".join(segment.text for segment in segments)
+    assert json.loads(text[text.index("{") :]) == TOOL
+    assert template.render(HELLO, limit_s=5) == ChatTemplate(
+        CHATML, {}, CONTROL
+    ).render(HELLO, limit_s=5)
+
+
+def test_s76_a_special_token_in_a_functions_text_is_text() -> None:
+    segments = ChatTemplate(TOOLS, {}, CONTROL).render(HELLO, [TOOL], limit_s=5)
+    assert [s.text for s in segments if s.literal] == ["<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "source", [CHATML, CHATML + "{# tools #} about tools", "{{ 'tools"]
+)
+def test_a_template_that_does_not_read_tools_takes_none(source: str) -> None:
+    assert not ChatTemplate(source, {}, CONTROL).takes_tools
+
+
+def test_tools_for_a_template_without_them_change_nothing() -> None:
+    template = ChatTemplate(CHATML, {}, CONTROL)
+    with_tools = template.render(HELLO, [TOOL], limit_s=5)
+    assert with_tools == template.render(HELLO, limit_s=5)
 
 
 def refusal(source: str, messages: Any = HELLO, limit_s: float = 5.0) -> ClientError:
