@@ -22,6 +22,8 @@ class ModelsResource:
         resp.content_type = falcon.MEDIA_JSON
         resp.data = self._documents().model_list
 
+    on_head = on_get
+
 
 class ModelResource:
     """An id may have slashes in it."""
@@ -36,3 +38,5 @@ class ModelResource:
             raise error_for("model_not_found", words, param="model")
         resp.content_type = falcon.MEDIA_JSON
         resp.data = entry
+
+    on_head = on_get

@@ -30,6 +30,8 @@ class HealthResource:
             resp.status = 503
             resp.set_header("retry-after", "1")
 
+    on_head = on_get
+
 
 class VersionResource:
     def __init__(self, gateway: str) -> None:
@@ -39,3 +41,5 @@ class VersionResource:
     async def on_get(self, _req: Request, resp: Response) -> None:
         resp.content_type = falcon.MEDIA_JSON
         resp.data = self._body
+
+    on_head = on_get

@@ -43,6 +43,8 @@ class VersionResource:
     async def on_get(self, _req: Request, resp: Response) -> None:
         _send(resp, views.version(_facts(self._node)))
 
+    on_head = on_get
+
 
 class DiscoveryResource:
     def __init__(self, node: Node) -> None:
@@ -50,6 +52,8 @@ class DiscoveryResource:
 
     async def on_get(self, _req: Request, resp: Response) -> None:
         _send(resp, views.discovery(_facts(self._node)))
+
+    on_head = on_get
 
 
 class HealthResource:
@@ -65,6 +69,8 @@ class HealthResource:
             resp.status = 503
             resp.set_header("retry-after", "1")
 
+    on_head = on_get
+
 
 class ModelsResource:
     def __init__(self, node: Node) -> None:
@@ -78,6 +84,8 @@ class ModelsResource:
             resp.status = 304
             return
         _send(resp, views.models(facts))
+
+    on_head = on_get
 
 
 class CapabilitiesResource:
@@ -103,6 +111,8 @@ class OpenaiModelsResource:
     async def on_get(self, _req: Request, resp: Response) -> None:
         _send(resp, views.openai_models(_facts(self._node)))
 
+    on_head = on_get
+
 
 class OpenaiModelResource:
     def __init__(self, node: Node) -> None:
@@ -111,3 +121,5 @@ class OpenaiModelResource:
     async def on_get(self, _req: Request, resp: Response, model: str) -> None:
         fact = _model(self._node, model)
         _send(resp, views.openai_model(fact, _facts(self._node)))
+
+    on_head = on_get

@@ -80,11 +80,14 @@ def parse_completion(body: object) -> CompletionRequest:
     prompts, stream = _prompts(body.get("prompt")), fields.flag(body, "stream")
     logprobs, scored = _logprobs(body), _prompt_logprobs(body, stream=stream)
     echo = fields.flag(body, "echo")
+    max_tokens = _max_tokens(body, may_be_none=echo or scored >= 0)
+    # a device that is to emit nothing has the prompt scored
+    least = logprobs if echo else -1
     sampling = parse_sampling(
         body,
-        max_tokens=_max_tokens(body, may_be_none=echo or scored >= 0),
+        max_tokens=max_tokens,
         logprobs=logprobs,
-        prompt_logprobs=max(scored, logprobs if echo else -1),
+        prompt_logprobs=max(scored, least, -1 if max_tokens else 0),
     )
     _check_counts(body, sampling.n, len(prompts))
     return CompletionRequest(

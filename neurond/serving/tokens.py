@@ -61,13 +61,14 @@ def parse_tokenize(body: object) -> TokenizeRequest:
         words = "either prompt or messages is required, and not both"
         raise ClientError(words, param="prompt")
     prompt = _prompt(document["prompt"]) if has_prompt else None
+    tools = _tools(document) if has_messages else ()
     _refuse_unsupported(document, has_messages=has_messages)
     messages = () if has_prompt else parse_messages(document["messages"])
     return TokenizeRequest(
         model=_model(document),
         prompt=prompt,
         messages=messages,
-        tools=_tools(document) if has_messages else (),
+        tools=tools,
         add_generation_prompt=fields.flag(
             document, "add_generation_prompt", default=True
         ),
@@ -75,7 +76,7 @@ def parse_tokenize(body: object) -> TokenizeRequest:
             document, "add_special_tokens", default=has_prompt
         ),
         wants_texts=fields.flag(document, "return_token_strs"),
-        num_bytes=_checked_size(prompt, messages),
+        num_bytes=_checked_size(prompt, (*messages, *tools)),
     )
 
 
@@ -177,10 +178,10 @@ def _refuse_unsupported(body: fields.Body, *, has_messages: bool) -> None:
         raise error_for("unsupported_parameter", words, param=asked[0])
 
 
-def _checked_size(prompt: str | None, messages: Sequence[Message]) -> int:
+def _checked_size(prompt: str | None, others: Sequence[object]) -> int:
     """Bytes of all texts. Raises ClientError."""
     name = "messages" if prompt is None else "prompt"
-    texts: Sequence[object] = messages if prompt is None else [prompt]
+    texts = others if prompt is None else [prompt]
     num_bytes = sum([len(msgspec.json.encode(text)) for text in texts])
     if num_bytes > MAX_TEXT_BYTES:
         raise fields.invalid(name, f"at most {MAX_TEXT_BYTES} bytes long", num_bytes)

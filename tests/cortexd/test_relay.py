@@ -453,6 +453,14 @@ def test_what_is_not_there_is_said_in_our_shape(
     assert answer.error["request_id"]
 
 
+@pytest.mark.parametrize("path", ["/health", "/version", "/v1/models", "/v1/models/m"])
+def test_head_is_get_without_the_body(gateway: Gateway, path: str) -> None:
+    got, head = gateway.get(path), gateway.request("HEAD", path)
+
+    assert (head.status, head.body) == (got.status, b"")
+    assert head.headers["content-length"] == got.headers["content-length"]
+
+
 def test_a_loading_model_is_503_with_percent_and_retry_after(
     node: NodeStub, gateway: Gateway
 ) -> None:

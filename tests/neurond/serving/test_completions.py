@@ -118,7 +118,8 @@ def test_s67_the_newer_spelling_of_the_maximum_wins() -> None:
 def test_no_tokens_are_wanted_only_where_the_prompt_is() -> None:
     assert refusal(max_tokens=0).param == "max_tokens"
     for wanted in ({"echo": True}, {"prompt_logprobs": 0}):
-        assert parse_completion(body(max_tokens=0, **wanted)).sampling.max_tokens == 0
+        sampling = parse_completion(body(max_tokens=0, **wanted)).sampling
+        assert (sampling.max_tokens, sampling.given["prompt_logprobs"]) == (0, 0)
 
 
 def test_an_echo_with_logprobs_has_the_prompt_scored() -> None:
