@@ -106,7 +106,7 @@ class Profile:
     id: str
     aliases: tuple[str, ...] = ()
     source: str = ""
-    quant: str = "none"
+    quant: str = "auto"
     dtype: str = "auto"
     context: int = _bounded(0, 0, 1 << 30, "window to serve; 0 = the model's own")
     memory_bytes: int = _bounded(0, 0, 1 << 50, "what it takes; 0 = by its files")

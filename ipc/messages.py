@@ -85,11 +85,15 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Convert:
-    """For a conversion job: GGUF file `source` → model folder `target`."""
+    """For a conversion job: GGUF file `source` → model folder `target`.
+
+    Blocks that no kernel computes from are refused unless they `may_dequantise`.
+    """
 
     kind: ClassVar[int] = 37
     source: str
     target: str
+    may_dequantise: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,7 @@ class Model:
     id: str
     source: str
     dtype: str = "auto"
-    quant: str = "none"
+    quant: str = "auto"
     context: int = _bounded(0, 0, 1 << 31, "window to serve; 0: the model's own")
     pinned: bool = False
     priority: int = _bounded(100, 0, 1_000_000, "higher wins")

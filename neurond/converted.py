@@ -42,13 +42,18 @@ class Marker:
     @property
     def label(self) -> str:
         """`q4_1`, `q4_0+q4_1`."""
-        return "+".join(sorted(self.types)).lower()
+        return "+".join(self.block_types).lower()
+
+    @property
+    def block_types(self) -> tuple[str, ...]:
+        """Of the linear layers, plain numbers left out."""
+        return tuple(sorted(kind for kind in self.types if kind not in _PLAIN_TYPES))
 
     @property
     def strange_types(self) -> tuple[str, ...]:
-        """Block types that no kernel here computes."""
-        known = (*KERNEL_TYPES, *_PLAIN_TYPES)
-        return tuple(sorted(kind for kind in self.types if kind not in known))
+        """Block types that nothing here computes from."""
+        known = KERNEL_TYPES if self.has_blocks else ()
+        return tuple(kind for kind in self.block_types if kind not in known)
 
 
 def read(folder: Path) -> Marker | None:
@@ -89,11 +94,13 @@ def _no_kernel(marker: Marker) -> ServiceError:
     return error_for(
         "load_failed",
         f"no kernel here computes {', '.join(marker.strange_types)} blocks: the file "
-        f"holds {_gib(stored_bytes)}, dequantised it would be {_gib(dense_bytes)}; "
+        f"holds {_size(stored_bytes)}, dequantised it would be {_size(dense_bytes)}; "
         "set options.dequantize = true, or quant to none, int8 or int4",
         fields={"stored_bytes": stored_bytes, "dequantised_bytes": dense_bytes},
     )
 
 
-def _gib(size_bytes: int) -> str:
+def _size(size_bytes: int) -> str:
+    if size_bytes < 1 << 30:
+        return f"{size_bytes / (1 << 20):.2f} MiB"
     return f"{size_bytes / (1 << 30):.2f} GiB"

@@ -29,27 +29,26 @@ class Converter:
         self._deadline_s = deadline_s
         self._jobs: dict[Path, _Job] = {}
 
-    async def convert(
-        self, source: Path, target: Path, on_progress: OnProgress
-    ) -> None:
+    async def convert(self, order: Convert, on_progress: OnProgress) -> None:
         """Until the folder stands. Raises ServiceError."""
+        target = Path(order.target)
         job = self._jobs.get(target)
         if job is None:
             job = self._jobs[target] = _Job(self._forker, self._reaper)
-            asyncio.get_running_loop().create_task(self._run(job, source, target))
+            asyncio.get_running_loop().create_task(self._run(job, order))
         job.listeners.append(on_progress)
         await asyncio.shield(job.done)
 
-    async def _run(self, job: _Job, source: Path, target: Path) -> None:
+    async def _run(self, job: _Job, order: Convert) -> None:
         try:
-            await asyncio.wait_for(job.run(source, target), self._deadline_s)
+            await asyncio.wait_for(job.run(order), self._deadline_s)
             job.done.set_result(None)
         except TimeoutError:
             job.fail(HostError("the conversion took too long", code="load_failed"))
         except ServiceError as error:
             job.fail(error)
         finally:
-            del self._jobs[target]
+            del self._jobs[Path(order.target)]
             job.close()
 
 
@@ -67,7 +66,7 @@ class _Job:
         self.done.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.listeners: list[OnProgress] = []
 
-    async def run(self, source: Path, target: Path) -> None:
+    async def run(self, told: Convert) -> None:
         """Raises ServiceError."""
         ours, theirs = create_link()
         self._link = ours
@@ -83,7 +82,7 @@ class _Job:
         self._reaper.watch(child, lambda _child, end: self._ended(end))
         self._loop.add_reader(ours.fileno(), self._read)
         try:
-            ours.send(Convert(str(source), str(target)))
+            ours.send(told)
         except (LinkClosed, LinkFull):
             pass  # its exit says more
         await self._result

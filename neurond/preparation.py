@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipc.errors import error_for
-from neurond import disk, sources
+from ipc.messages import Convert
+from neurond import converted, disk, needs, sources
 from neurond.config import Model
 from neurond.effects import Effects
 from neurond.modelrecord import ModelRecord
+from neurond.needs import Needs
 from neurond.stages import WITH_CONVERSION, Progress
 from neurond.states import ModelEvent, ModelStatus
 
@@ -36,8 +38,10 @@ class Preparation:
         if source.file is not None and not sources.is_converted(source):
             await self._convert(record, source.file, source.folder)
         record.folder = str(source.folder)
-        folder, model = source.folder, record.spec.id
-        record.needed_bytes = await disk.read(lambda: sources.checked(model, folder))
+        on_cpu = not any(device.startswith("gpu") for device in record.allowed)
+        folder = source.folder
+        found = await disk.read(lambda: _needs(spec, folder, on_cpu=on_cpu))
+        record.needed_bytes = found.total_bytes
 
     async def held(self, record: ModelRecord) -> Path:
         """Where the model's tokenizer is, whether it is loaded or not.
@@ -63,9 +67,18 @@ class Preparation:
             self.effects.changed()
 
         folder.parent.mkdir(parents=True, exist_ok=True)
-        await self.effects.converter.convert(file, folder, on_progress)
+        spec = record.spec
+        may = converted.may_dequantise(spec.quant, spec.options)
+        order = Convert(str(file), str(folder), may)
+        await self.effects.converter.convert(order, on_progress)
         if record.status is ModelStatus.CONVERTING:
             record.move(ModelEvent.LOAD)
+
+
+def _needs(spec: Model, folder: Path, *, on_cpu: bool) -> Needs:
+    """Of a folder that can be loaded and asked. Raises ServiceError."""
+    sources.check(spec.id, folder)
+    return needs.of(spec, folder, on_cpu=on_cpu)
 
 
 def _build_fake(spec: Model, folder: Path) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from ipc.errors import ClientError, HostError
+from neurond import converted
 from neurond.config import Config, Model
 from neurond.modelid import (
     EMBEDDED_ID,
@@ -85,18 +86,19 @@ def resolve(model: Model, cache: Path) -> Source:
 
 
 def is_converted(source: Source) -> bool:
-    return (source.folder / "config.json").exists()
+    """By a conversion of today's format; an older one is made again."""
+    whole = (source.folder / "config.json").exists()
+    return whole and converted.read(source.folder) is not None
 
 
-def checked(model: str, folder: Path) -> int:
-    """What the weight files hold on disk. Raises HostError.
+def check(model: str, folder: Path) -> None:
+    """Raises HostError.
 
     Without a tokenizer the device could load it and nobody could ask it anything.
     """
     if not has_tokenizer(folder):
         text = f"the folder of model {model} has no tokenizer.json"
         raise HostError(text, code="load_failed")
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -2,8 +2,9 @@
 
 A process of its own, forked like a device; it answers on its link and ends.
 transformers reads the blocks (public interface only) and writes bf16 safetensors,
-tokenizer and template. The folder appears under its name whole or not at all: it is
-built beside it as `<target>.tmp` and renamed.
+tokenizer and template; 4-bit blocks are kept beside them, for kernels that compute from
+blocks. The folder appears under its name whole or not at all: it is built beside it as
+`<target>.tmp` and renamed.
 
 Progress is in bytes of the source, by the time each part takes: the tokenizer and the
 header are a long list of strings, slow to parse, and say nothing meanwhile.
@@ -17,6 +18,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +28,7 @@ from ipc.errors import ServiceError, cause_chain, error_for
 from ipc.link import Link, LinkClosed
 from ipc.messages import Convert, Converted, LoadFailed, LoadProgress
 from ipc.process import be_first_to_go
+from neurond import converted
 from neurond.device.preload import ENVIRONMENT
 
 STAGE = "converting"
@@ -60,7 +63,8 @@ def _serve(link: Link) -> int:
         link.send(LoadProgress(order.target, STAGE, done, size_bytes))
 
     try:
-        convert(Path(order.source), Path(order.target), tell)
+        target = Path(order.target)
+        convert(Path(order.source), target, tell, may_dequantise=order.may_dequantise)
     except LinkClosed:
         raise
     except Exception as error:  # the step border: whatever a file can provoke
@@ -78,7 +82,9 @@ def _order(link: Link) -> Convert:
     return received[0]
 
 
-def convert(source: Path, target: Path, tell: Tell) -> None:
+def convert(
+    source: Path, target: Path, tell: Tell, *, may_dequantise: bool = True
+) -> None:
     """Raises ServiceError or whatever transformers thinks of the file."""
     if not source.is_file():
         raise error_for("load_failed", "the GGUF file does not exist")
@@ -86,7 +92,7 @@ def convert(source: Path, target: Path, tell: Tell) -> None:
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
-        _build(source, building, tell)
+        _build(source, building, tell, may_dequantise=may_dequantise)
         shutil.rmtree(target, ignore_errors=True)
         building.rename(target)
     finally:
@@ -94,26 +100,33 @@ def convert(source: Path, target: Path, tell: Tell) -> None:
     tell(1.0)
 
 
-def _build(source: Path, folder: Path, tell: Tell) -> None:
+def _build(source: Path, folder: Path, tell: Tell, *, may_dequantise: bool) -> None:
     os.environ.update(ENVIRONMENT)  # the zygote did; it must stand before the import
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from neurond.device import blockfile
     from neurond.device.loader import quiet_transformers
 
     quiet_transformers()
     tell(0.0)
     where: dict[str, Any] = {"gguf_file": source.name}
     with _quick_readings(tell):
+        reader = gguf.GGUFReader(str(source))
+        marker = blockfile.survey(reader, source)
+        converted.check(marker, may_dequantise=may_dequantise)
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
         tokenizer.save_pretrained(folder)
         tell(_TOKENIZER_UP_TO)
         model = AutoModelForCausalLM.from_pretrained(
             source.parent, dtype=torch.bfloat16, **where
         )
-    tell(_TENSORS_UP_TO)
+        tell(_TENSORS_UP_TO)
+        kept = blockfile.keep(reader, model, folder)
     _detach_quantizer(model)
     model.save_pretrained(folder, max_shard_size="2GB")
+    converted.write(folder, replace(marker, has_blocks=kept))
 
 
 def _detach_quantizer(model: Any) -> None:

@@ -140,7 +140,7 @@ PROTOCOL = """
 34 Load model folder dtype quant context options
 35 Unload model
 36 Stop
-37 Convert source target
+37 Convert source target may_dequantise
 48 Hello pid generation backend memory_total_bytes memory_free_bytes
 49 LoadProgress model stage done total
 50 Loaded model context resident_bytes seconds info

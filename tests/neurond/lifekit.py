@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from ipc.messages import LinkUp
+from ipc.messages import Convert, LinkUp
 from neurond.config import Model
 from neurond.converter import Converter
 from neurond.effects import Effects
@@ -29,9 +29,9 @@ class Conversions:
         self.progress: Callable[[int, int], None] = lambda _done, _total: None
 
     async def convert(
-        self, _source: Path, target: Path, on_progress: Callable[[int, int], None]
+        self, order: Convert, on_progress: Callable[[int, int], None]
     ) -> None:
-        self.asked.append(target)
+        self.asked.append(Path(order.target))
         self.progress = on_progress
         await asyncio.shield(self.end)
 

@@ -81,12 +81,17 @@ def test_the_context_can_be_lowered_but_not_raised(host: Host, llama: Path) -> N
 def test_the_dtype_can_be_chosen(host: Host, llama: Path) -> None:
     loaded = host.load(llama, dtype="bfloat16")
     assert loaded.info["dtype"] == "bfloat16"
-    assert loaded.resident_bytes < 2.2 * loaded.info["num_parameters"]
+    # the tied head has a copy of its own, in the layout of the matrix product
+    tied = 2 * tiny.VOCAB_SIZE * 64
+    assert loaded.resident_bytes < 2.1 * loaded.info["num_parameters"] + tied
     assert "'int3' is not one of bfloat16" in host.refusal(llama, dtype="int3")
 
 
-def test_a_quantisation_that_is_not_there_is_refused(host: Host, llama: Path) -> None:
-    assert "'int4' is not supported" in host.refusal(llama, quant="int4")
+def test_an_unknown_quant_is_refused_naming_the_allowed(
+    host: Host, llama: Path
+) -> None:
+    words = "quant 'int3' is not one of auto, none, int8, int4"
+    assert host.refusal(llama, quant="int3") == words
 
 
 def test_missing_weights_are_refused_by_name(host: Host, copy: Path) -> None:

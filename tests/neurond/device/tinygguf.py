@@ -15,8 +15,11 @@ _HIDDEN = 64
 _INNER = 128
 
 
-def build(path: Path) -> Path:
-    """Llama, two layers, 8-bit blocks; ids 0-255 are bytes, as in the fake model."""
+def build(path: Path, kind: str = "Q4_1") -> Path:
+    """Llama, two layers, linear layers in blocks of `kind`.
+
+    Ids 0-255 are bytes, as in the fake model.
+    """
     writer = GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(256)
@@ -30,7 +33,7 @@ def build(path: Path) -> Path:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(_VOCAB_SIZE)
     _add_tokenizer(writer)
-    _add_tensors(writer)
+    _add_tensors(writer, GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -53,7 +56,7 @@ def _add_tokenizer(writer: GGUFWriter) -> None:
     writer.add_chat_template(TEMPLATE)
 
 
-def _add_tensors(writer: GGUFWriter) -> None:
+def _add_tensors(writer: GGUFWriter, linear: GGMLQuantizationType) -> None:
     source = np.random.default_rng(3)
     shapes = {"token_embd": (_VOCAB_SIZE, _HIDDEN), "output_norm": (_HIDDEN,)}
     for layer in ("blk.0.", "blk.1."):
@@ -67,6 +70,7 @@ def _add_tensors(writer: GGUFWriter) -> None:
         if len(shape) == 1:
             writer.add_tensor(f"{name}.weight", np.ones(shape, np.float32))
         else:
-            kind = GGMLQuantizationType.Q8_0
+            embeds = name == "token_embd"
+            kind = GGMLQuantizationType.Q8_0 if embeds else linear
             blocks = quants.quantize(weights, kind)
             writer.add_tensor(f"{name}.weight", blocks, raw_dtype=kind)

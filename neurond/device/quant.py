@@ -1,0 +1,35 @@
+"""The plans for a model's linear layers that carry out the form chosen for it.
+
+Device process; pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from neurond.device.linear import LinearPlan
+from neurond.quant import Form
+
+
+@dataclass(frozen=True, slots=True)
+class Quant:
+    """A plan of None leaves a layer as transformers made it."""
+
+    form: Form
+    linear: LinearPlan | None
+    head: LinearPlan | None
+
+
+PLAIN = Quant(Form("none", "none", "none"), None, None)
+
+
+def plans(form: Form, dtype: torch.dtype, device: torch.device, *, fast: bool) -> Quant:
+    if form.kind == "none":
+        # dense bfloat16 has a faster layout on CPU; elsewhere nothing is gained
+        gains = device.type == "cpu" and dtype == torch.bfloat16 and fast
+        plan = LinearPlan("none", device, dtype) if gains else None
+        return Quant(form, plan, plan)
+    plan = LinearPlan(form.kind, device, dtype, form.keep_dense, form.group_size)
+    return Quant(form, plan, replace(plan, kind=form.head))
