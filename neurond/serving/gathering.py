@@ -74,14 +74,13 @@ class Gathering:
             try:
                 await asyncio.wait_for(self._news.wait(), limit_s)
             except TimeoutError as silent:
-                words = "the device gave no decision in time"
+                words = "the device gave no sign in time"
                 raise error_for("overloaded", words) from silent
         if self.error is not None:
             raise self.error
         return [part.encoded for part in self._parts]
 
     def close(self) -> None:
-        self._waiting.clear()
         entries = list(self._in_flight.values())
         self._in_flight.clear()
         for entry in entries:

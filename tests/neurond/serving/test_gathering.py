@@ -45,7 +45,7 @@ class Bench:
         finished = Finished(request, "stop", 3, 0, 0)
         self.say(Accepted(request, 0, 0), Vector(request, values), finished)
 
-    async def result(self, silence_s: float = 5.0) -> list[bytes]:
+    async def result(self, silence_s: float = 60.0) -> list[bytes]:
         return await self.gathering.result(decision_s=0.05, silence_s=silence_s)
 
 
