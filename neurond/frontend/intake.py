@@ -57,6 +57,7 @@ class Intake:
         body = await read_json(req, limit_bytes=self._body_bytes)
         request = parse_chat(body)
         fact = self.admit(request.model)
+        self._table.check_room(request.sampling.n)
         served = await self._library.get(request.model, timeout_s=_TOKENIZER_S)
         window = int(fact["context"])
         if request.grammar is not None:

@@ -121,9 +121,9 @@ class RequestTable:
     def in_flight(self, device: str) -> int:
         return self._per_device[device]
 
-    def check_room(self) -> None:
+    def check_room(self, num_sequences: int = 1) -> None:
         """Raises CapacityError queue_full: before any work is done for a request."""
-        if len(self._entries) >= self._max_entries:
+        if len(self._entries) + num_sequences > self._max_entries:
             raise error_for("queue_full", "every queue place of this worker is taken")
 
     def submit(

@@ -272,6 +272,24 @@ def test_s83_cached_tokens_are_in_both_usages_and_count_the_prompt_once(
     on_stage(tmp_path, play)
 
 
+def test_s22_answers_that_have_no_room_together_are_refused_before_any_is_sent(
+    tmp_path: Path,
+) -> None:
+    async def play(stage: Stage) -> None:
+        device = stage.device
+        assert device is not None
+        device.on_submit = lambda submit: device.begin(submit, "a")
+        busy = asyncio.ensure_future(stage.chat("hi", n=6))
+        await until(lambda: len(submitted(stage)) == 6)
+        answer = await stage.chat("hi", n=3)
+        assert (answer.status, answer.json["error"]["code"]) == (429, "queue_full")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert len(device.got) == 6
+        busy.cancel()
+
+    on_stage(tmp_path, play)
+
+
 def test_s23_a_client_that_leaves_the_queue_frees_its_place_at_once(
     tmp_path: Path,
 ) -> None:
