@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 READY_S = 110.0
 STOP_S = 30.0
 MODEL = "smollm2-135m-instruct"
+EMBEDDER = "all-minilm-l6-v2"
 
 
 class Stack:
@@ -69,6 +70,20 @@ class Stack:
         found = re.search(r"^\s*(curl .+)$", "".join(self.printed), re.MULTILINE)
         assert found is not None
         return found[1]
+
+    def control(self, *words: str) -> None:
+        """What an operator types."""
+        subprocess.run(
+            [sys.executable, "-m", "cortexd.ctl", *words],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "CORTEX_RUN_DIR": str(self._folder),
+            },
+            check=True,
+            timeout=READY_S,
+            stdout=subprocess.DEVNULL,
+        )
 
     def stop(self) -> int:
         """Ctrl-C; the exit code."""
