@@ -54,7 +54,7 @@ class Engine:
         self._page = page
         self._settings = settings
         self._clock = clock
-        self._kv = kv = KvCache(backend, page, settings)
+        self.kv = kv = KvCache(backend, page, settings)
         self._forward = Forward(
             backend,
             page,
@@ -63,9 +63,9 @@ class Engine:
             relieve=kv.evict_all,
             clock=clock,
         )
-        self._roster = Roster()
+        self.roster = Roster()
         self._seats = Seats(
-            backend, kv, self._roster, page, max_running=settings.max_running
+            backend, kv, self.roster, page, max_running=settings.max_running
         )
         self._pace = Pace(settings.prefill_chunk)
         self._mishaps = Mishaps(page, journal, generation=generation)
@@ -73,7 +73,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        return len(self._roster) > 0
+        return len(self.roster) > 0
 
     # -- models
 
@@ -82,7 +82,7 @@ class Engine:
         model.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
         model.last_used_s = time.time()
         self.models[model.name] = model
-        self._kv.add_model(model)
+        self.kv.add_model(model)
         self._publish(model)
 
     def drop_model(self, name: str) -> list[Addressed]:
@@ -91,8 +91,8 @@ class Engine:
         if model is None:
             return []
         error = error_for("no_healthy_node", "the model is being unloaded")
-        out = self._fail_all([s for s in self._roster if s.model is model], error)
-        self._kv.drop_model(model)
+        out = self._fail_all([s for s in self.roster if s.model is model], error)
+        self.kv.drop_model(model)
         self._pace.forget(model)
         self._page.drop_model(model.slot)
         self._backend.unload(model)
@@ -104,7 +104,7 @@ class Engine:
 
     def window(self, model: str) -> int:
         """Tokens of one sequence, prompt and answer, that can be served here now."""
-        return self._kv.window(self.models[model])
+        return self.kv.window(self.models[model])
 
     # -- requests
 
@@ -117,26 +117,26 @@ class Engine:
             self._page.add("requests_failed_total")
             return Failed(submit.id, error.to_wire())
         self._publish(sequence.model)
-        position = max(0, len(self._roster) - self._settings.max_running)
-        cached = min(self._kv.lookup(sequence), submit.num_prompt)
+        position = max(0, len(self.roster) - self._settings.max_running)
+        cached = min(self.kv.lookup(sequence), submit.num_prompt)
         return Accepted(submit.id, position, cached)
 
     def cancel(self, worker: int, request: int) -> None:
         """No answer follows; an unknown id ended meanwhile."""
-        sequence = self._roster.find(worker, request)
+        sequence = self.roster.find(worker, request)
         if sequence is not None:
             self._page.add("requests_cancelled_total")
             self._end(sequence)
 
     def drop_worker(self, worker: int) -> list[int]:
         """Cancel all its requests. Returns their ids."""
-        dropped = [s for s in self._roster if s.worker == worker]
+        dropped = [s for s in self.roster if s.worker == worker]
         for sequence in dropped:
             self.cancel(worker, sequence.id)
         return [sequence.id for sequence in dropped]
 
     def fail_everything(self, error: ServiceError) -> list[Addressed]:
-        return self._fail_all(self._roster, error)
+        return self._fail_all(self.roster, error)
 
     # -- the step
 
@@ -144,7 +144,7 @@ class Engine:
         """One forward. Raises DeviceDied when the process can't go on."""
         out = self._expire()
         out += self._end_all(self._seats.fill(self._clock()))
-        model = self._roster.next_model()
+        model = self.roster.next_model()
         if model is None:
             return out
         works, ended = self._seats.secure(self._plan(model))
@@ -154,14 +154,14 @@ class Engine:
         return out
 
     def _plan(self, model: Resident) -> list[Work]:
-        num_tokens = self._pace.chunk(model, self._roster.running)
-        mine = self._roster.of(model)
+        num_tokens = self._pace.chunk(model, self.roster.running)
+        mine = self.roster.of(model)
         return plan(mine, max_rows=self._backend.max_rows, num_tokens=num_tokens)
 
     def _compute(self, model: Resident, works: Listing[Work]) -> list[Addressed]:
         sequences = [work.sequence for work in works]
-        self._roster.rotate(sequences)
-        lonely = len(self._roster.running) == 1
+        self.roster.rotate(sequences)
+        lonely = len(self.roster.running) == 1
         outcomes = self._forward.run(works, lonely=lonely)
         self._pace.observe(works, self._forward.seconds)
         out = self._deliver(works, outcomes)
@@ -194,8 +194,8 @@ class Engine:
         if row.prompt:
             outbox.scores(sequence, begin, row)
         if sequence.num_computed in sequence.cuts:
-            self._kv.save_state(sequence)
-        self._kv.publish(sequence, tail=not was_decode)
+            self.kv.save_state(sequence)
+        self.kv.publish(sequence, tail=not was_decode)
         if row.vector is not None:
             outbox.vector(sequence, row.vector)
             return "stop"
@@ -214,7 +214,7 @@ class Engine:
     def _finish(self, sequence: Sequence, reason: str) -> Addressed:
         self._page.add("requests_finished_total")
         if sequence.num_computed:
-            self._kv.save_state(sequence)
+            self.kv.save_state(sequence)
         self._end(sequence)
         return sequence.worker, sequence.finished(reason)
 
@@ -231,27 +231,27 @@ class Engine:
         model = self.models.get(submit.model)
         if model is None:
             raise error_for("no_healthy_node", "the model is not loaded here")
-        window = self._kv.window(model)
+        window = self.kv.window(model)
         check(submit, model, window)
-        if self._roster.find(worker, submit.id) is not None:
+        if self.roster.find(worker, submit.id) is not None:
             raise error_for("invalid_request_error", "the request id is in use")
         seats = self._settings.max_running + self._settings.max_queue
-        if len(self._roster) >= seats:
+        if len(self.roster) >= seats:
             raise error_for("queue_full", "the device's queue is full")
         sequence = Sequence(worker, submit, model, self._clock(), window=window)
         self._backend.prepare(sequence)
-        self._roster.add(sequence)
+        self.roster.add(sequence)
         self._page.add("prompt_tokens_total", submit.num_prompt)
         return sequence
 
     def _expire(self) -> list[Addressed]:
         """End what is past its deadline, or was complete when it was resumed."""
         now_s = self._clock()
-        late = [s for s in self._roster if 0 < s.expires_s <= now_s]
+        late = [s for s in self.roster if 0 < s.expires_s <= now_s]
         out = self._fail_all(late, error_for("overloaded", "the deadline has passed"))
         patience_s = self._settings.queue_deadline_s
         queued = [
-            s for s in self._roster.waiting if s.queued_too_long(now_s, patience_s)
+            s for s in self.roster.waiting if s.queued_too_long(now_s, patience_s)
         ]
         busy = error_for(
             "overloaded",
@@ -259,7 +259,7 @@ class Engine:
             retry_after_s=min(30.0, max(1.0, patience_s / 4)),
         )
         out += self._fail_all(queued, busy)
-        whole = [s for s in self._roster.waiting if s.full and not s.wants_prompt]
+        whole = [s for s in self.roster.waiting if s.full and not s.wants_prompt]
         return out + [self._finish(sequence, "length") for sequence in whole]
 
     def _end_all(self, ended: Ended) -> list[Addressed]:
@@ -276,16 +276,16 @@ class Engine:
         return [self._fail(sequence, error) for sequence in list(sequences)]
 
     def _end(self, sequence: Sequence, *, sound: bool = True) -> None:
-        self._roster.remove(sequence)
+        self.roster.remove(sequence)
         if sound:
-            self._kv.publish(sequence, tail=True)
+            self.kv.publish(sequence, tail=True)
         self._backend.release(sequence)
-        self._kv.release(sequence, sound=sound)
+        self.kv.release(sequence, sound=sound)
         self._publish(sequence.model)
 
     def _publish(self, model: Resident) -> None:
         """Write the page's row of the model and the gauges."""
-        roster = self._roster
+        roster = self.roster
         if model.name in self.models:
             model.last_used_s = time.time()
             running = sum(s.model is model for s in roster.running)
