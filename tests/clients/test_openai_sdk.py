@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.clients.stack import MODEL, Stack
+from tests.clients.stack import EMBEDDER, MODEL, Stack
 
 ANSWER = "The capital of France is Paris."
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
@@ -73,9 +74,28 @@ def test_a_stream_says_the_same_and_ends_with_usage(client: openai.OpenAI) -> No
     assert chunks[-1].usage.completion_tokens == 7
 
 
-def test_the_model_is_listed(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == [MODEL]
+def test_the_models_are_listed(client: openai.OpenAI) -> None:
+    assert {model.id for model in client.models.list()} == {MODEL, EMBEDDER}
     assert client.models.retrieve(MODEL).id == MODEL
+
+
+def test_embeddings_once_the_model_for_them_is_loaded(
+    stack: Stack, client: openai.OpenAI
+) -> None:
+    stack.control("load", EMBEDDER)
+    texts = ["a cat on the mat", "a kitten on the rug", "the carburetor of a car"]
+    answer = client.embeddings.create(model=EMBEDDER, input=texts)  # base64 inside
+    cat, kitten, carburetor = [item.embedding for item in answer.data]
+    assert len(cat) == 384
+    assert dot(cat, kitten) > 0.5 > dot(cat, carburetor)
+    as_floats = client.embeddings.create(
+        model=EMBEDDER, input=texts[0], encoding_format="float"
+    )
+    assert as_floats.data[0].embedding == pytest.approx(cat, abs=1e-5)
+
+
+def dot(left: list[float], right: list[float]) -> float:
+    return sum(x * y for x, y in zip(left, right, strict=True))
 
 
 def test_an_unknown_model_is_the_sdks_not_found(client: openai.OpenAI) -> None:
@@ -94,6 +114,64 @@ def test_a_seed_draws_the_same_tokens_again(client: openai.OpenAI) -> None:
 
     assert drawn(7) == drawn(7)
     assert len({drawn(seed) for seed in range(4)}) > 1
+
+
+def test_a_raw_prompt_is_continued_whole_and_as_a_stream(
+    client: openai.OpenAI,
+) -> None:
+    asked: Any = {
+        "model": MODEL,
+        "prompt": "The capital of France is",
+        "max_tokens": 2,
+        "temperature": 0,
+    }
+    whole = client.completions.create(**asked)
+    assert whole.choices[0].text.startswith(" Paris")
+    chunks = list(client.completions.create(**asked, stream=True))
+    said = "".join([c.text for chunk in chunks for c in chunk.choices])
+    assert said == whole.choices[0].text
+
+
+def test_an_echo_scores_a_text_as_it_was_scored_when_it_was_written(
+    client: openai.OpenAI,
+) -> None:
+    asked: Any = {"model": MODEL, "temperature": 0, "logprobs": 1}
+    prompt = "The capital of France is"
+    written = client.completions.create(**asked, prompt=prompt, max_tokens=6)
+    text = written.choices[0].text
+    read = client.completions.create(
+        **asked, prompt=prompt + text, max_tokens=0, echo=True
+    )
+    assert read.choices[0].text == prompt + text
+    then, now = [answer.choices[0].logprobs.model_dump() for answer in (written, read)]
+    assert now["token_logprobs"][0] is None
+    assert now["text_offset"][0] == 0
+    assert now["tokens"][-6:] == then["tokens"]
+    assert "".join(now["tokens"]) == prompt + text
+    for old, new in zip(
+        then["token_logprobs"], now["token_logprobs"][-6:], strict=True
+    ):
+        assert new == pytest.approx(old, abs=0.3)  # bfloat16, and other kernels
+
+
+def test_tokens_are_counted_as_a_chat_uses_them(
+    stack: Stack, client: openai.OpenAI
+) -> None:
+    def post(path: str, body: dict[str, Any]) -> Any:
+        data = json.dumps({"model": MODEL, **body}).encode()
+        kind = {"content-type": "application/json"}
+        asked = urllib.request.Request(f"{stack.url}{path}", data, kind)
+        with urllib.request.urlopen(asked, timeout=20) as answer:
+            return json.load(answer)
+
+    counted = post("/tokenize", {"messages": QUESTION})
+    used = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, max_tokens=1
+    ).usage
+    assert used is not None
+    assert counted["count"] == used.prompt_tokens == len(counted["tokens"])
+    back = post("/detokenize", {"tokens": counted["tokens"]})
+    assert QUESTION[0]["content"] in back["prompt"]
 
 
 def test_zz_ctrl_c_ends_it_with_nothing_left(stack: Stack) -> None:
