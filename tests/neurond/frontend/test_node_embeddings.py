@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+import socket
 import struct
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -27,6 +29,11 @@ MODELS: list[dict[str, Any]] = [
         "options": {"kind": "embedding", "matryoshka": True},
     },
     {"id": "uncut", "source": "fake", "options": {"kind": "embedding"}},
+    {
+        "id": "slow",
+        "source": "fake",
+        "options": {"kind": "embedding", "prefill_ms": 150},
+    },
     {"id": "tiny", "source": "fake"},
 ]
 
@@ -140,6 +147,27 @@ def test_a_model_for_vectors_refuses_to_chat_and_says_what_it_does(node: Node) -
     assert "/v1/embeddings" in reply.error["message"]
 
 
+def test_s09_the_device_stops_soon_after_a_client_that_leaves(node: Node) -> None:
+    before = computed(node)
+    body = json.dumps({"model": "slow", "input": ["text"] * 2000}).encode()
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json"
+    with socket.create_connection((node.http.host, node.http.port)) as client:
+        client.sendall(head + b"\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        node.wait(lambda: computed(node) > before, "the first vectors")
+    node.wait(lambda: in_work(node) == 0, "the device goes on", 3)
+    assert computed(node) - before < 200
+
+
+def computed(node: Node) -> int:
+    found: int = node.device("fake-0")["counters"]["requests_finished_total"]
+    return found
+
+
+def in_work(node: Node) -> int:
+    device = node.device("fake-0")
+    return int(device["running"]) + int(device["waiting"])
+
+
 def test_models_say_what_they_do(node: Node) -> None:
     reply = node.http.get("/models/vectors/capabilities").json
     assert reply["capabilities"]["embedding"] is True
@@ -158,6 +186,10 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     kind = {"devices": {"kind": "cpu", "threads": 1}}
     folder = tmp_path_factory.mktemp("real")
     with Node(folder, models=[], config=kind) as running:
+        fact = running.model(MINILM)
+        assert (fact["status"], fact["kind"]) == ("unloaded", "embedding")
+        loaded = running.http.post("/models/load", {"model_id": MINILM})
+        assert loaded.status == 200, loaded.body
         yield running
 
 
@@ -187,11 +219,6 @@ def reference(texts: list[str]) -> Any:
 def test_the_embedded_model_is_loaded_by_order_and_gives_its_vectors(
     real: Node,
 ) -> None:
-    assert {"id": MINILM, "kind": "embedding", "status": "unloaded"}.items() <= (
-        real.model(MINILM).items()
-    )
-    loaded = real.http.post("/models/load", {"model_id": MINILM})
-    assert loaded.status == 200, loaded.body
     client = openai.OpenAI(base_url=f"{real.http.url}/v1", api_key="any")
     texts = LONGER[:-1]
     by_default = client.embeddings.create(model=MINILM, input=texts)  # base64 inside
