@@ -85,7 +85,9 @@ class Seats:
                 ready.append(work)
             elif reason is not None:
                 ended.append((work.sequence, reason))
-        return [work for work in works if work in ready], ended
+        running = self._roster.running  # of a lower priority may give way later on
+        stay = [work for work in ready if work.sequence in running]
+        return [work for work in works if work in stay], ended
 
     def preempt(self, sequence: Sequence) -> None:
         """Take pages and seat; what is computed stays in the store while there is
@@ -116,7 +118,8 @@ class Seats:
             return False
         running = self._roster.running
         gain = max((computes_for(sequence, other) for other in running), default=0)
-        if gain < _HOLD_PAGES * sequence.model.cache.page_tokens:
+        worth = _HOLD_PAGES * sequence.model.cache.page_tokens
+        if gain < (1 if sequence.was_held else worth):
             return False
         sequence.held_until_s = min(sequence.held_until_s, now_s + _HOLD_S)
         return True

@@ -107,6 +107,10 @@ class Sequence:
         """Nothing was drawn for it here yet."""
         return len(self.ids) == len(self.submit.ids)
 
+    @property
+    def was_held(self) -> bool:
+        return self.held_until_s < math.inf
+
     def queued_too_long(self, now_s: float, patience_s: float) -> bool:
         """Who has begun to answer isn't sent away."""
         return self.num_preempted == 0 and now_s >= self.arrived_s + patience_s
