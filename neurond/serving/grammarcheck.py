@@ -1,8 +1,8 @@
 """Whether a grammar can be compiled, found out before a device hears of it.
 
 Front-end worker. A grammar is a client's program: compiling one takes milliseconds or,
-if it is made to, seconds. So it happens in a thread of its own, under a deadline, and
-agents that send the same schema with every request pay once.
+if it is made to, seconds. So it happens off the loop, under a deadline, and agents that
+send the same schema with every request pay once.
 
 Invariant: the event loop compiles nothing; what passed here compiles on the device too.
 """
@@ -12,41 +12,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import msgspec
-from llguidance import LLMatcher
 
 from ipc.errors import ClientError, error_for
+from neurond import grammar as grammars
 from neurond.serving.structured import Grammar
 
-LIMIT_S = 2.0
+LIMIT_S = 2 * grammars.CHECK_S + 0.5
+"""More than a check takes to give itself up."""
+_THREADS = 2
 _MAX_KNOWN = 256
 _MAX_KNOWN_CHARS = 4 << 20
-
-
-def check_grammar(text: str) -> None:
-    """Raises ClientError with the compiler's words."""
-    ((kind, value),) = msgspec.json.decode(text).items()
-    made: dict[str, Callable[[Any], str]] = {
-        "json_schema": LLMatcher.grammar_from_json_schema,
-        "regex": LLMatcher.grammar_from_regex,
-        "lark": LLMatcher.grammar_from_lark,
-    }
-    problem = LLMatcher.validate_grammar(made[kind](value))
-    if problem:
-        raise ClientError(f"the grammar can't be compiled: {problem[:1000]}")
 
 
 class GrammarCheck:
     """`check` raises ClientError with the compiler's words."""
 
     def __init__(
-        self, check: Callable[[str], None], *, limit_s: float = LIMIT_S
+        self, check: Callable[[str], None] = grammars.check, *, limit_s: float = LIMIT_S
     ) -> None:
         self._check = check
         self._limit_s = limit_s
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="grammar")
         self._good: dict[str, None] = {}
         self._good_chars = 0
 
@@ -74,6 +60,8 @@ class GrammarCheck:
 
     def _remember(self, text: str) -> None:
         """The last ones stay, by number and by size."""
+        if text in self._good:
+            return
         self._good[text] = None
         self._good_chars += len(text)
         while len(self._good) > _MAX_KNOWN or self._good_chars > _MAX_KNOWN_CHARS:

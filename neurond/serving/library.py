@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ipc.errors import HostError, ServiceError, cause_chain, error_for
-from neurond.serving.grammarcheck import GrammarCheck, check_grammar
+from neurond.serving.grammarcheck import GrammarCheck
 from neurond.serving.messages import Message
 from neurond.serving.prompt import ChatTemplate
 from neurond.serving.sampling import ModelLimits, context_error, generation_defaults
@@ -101,13 +101,9 @@ def read_model(folder: Path) -> ServedModel:
 
 
 class Library:
-    def __init__(
-        self,
-        read: Callable[[Path], ServedModel] = read_model,
-        check: Callable[[str], None] = check_grammar,
-    ) -> None:
+    def __init__(self, read: Callable[[Path], ServedModel] = read_model) -> None:
         self._read = read
-        self.grammars = GrammarCheck(check)
+        self.grammars = GrammarCheck()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenizer")
         # one thread: what no device waits for must not take those from what one does
         self._slow_pool = ThreadPoolExecutor(1, thread_name_prefix="tokens")

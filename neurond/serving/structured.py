@@ -11,6 +11,7 @@ Invariant: a body asks for one shape at most; a second one is refused by name.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,9 +58,12 @@ def grammar_of(kind: str, value: Any, param: str) -> Grammar:
     return Grammar(text.decode(), param)
 
 
-def json_text(value: Any) -> str:
-    """As JSON; a string's is its literal in a Lark grammar too."""
-    return _encode(value).decode()
+def literal(text: str) -> str:
+    """As a Lark grammar writes a text: escaped like JSON, and nothing but ASCII.
+
+    Without a percent sign, which begins directives.
+    """
+    return json.dumps(text).replace("\x7f", "\\u007f").replace("%", "\\u0025")
 
 
 def _response_format(value: object, param: str) -> Grammar | None:
@@ -107,7 +111,7 @@ def _choice(value: object, param: str) -> Grammar:
     wanted = f"an array of 1 to {MAX_CHOICES} strings"
     if type(value) is not list or not 0 < len(value) <= MAX_CHOICES:
         raise fields.invalid(param, wanted, value)
-    texts = dict.fromkeys([json_text(_text(item, param)) for item in value])
+    texts = dict.fromkeys([literal(_text(item, param)) for item in value])
     return grammar_of("lark", "start: " + " | ".join(texts), param)
 
 

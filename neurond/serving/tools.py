@@ -14,9 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from ipc.errors import ClientError
 from neurond.serving import fields
-from neurond.serving.structured import Grammar, grammar_of, json_text
+from neurond.serving.structured import Grammar, grammar_of, literal
 
 MAX_TOOLS = 128
 MAX_NAME_CHARS = 128
@@ -135,8 +137,17 @@ def _rule(index: int, function: dict[str, Any]) -> str:
     given = function.get("parameters")
     parameters = _NO_PARAMETERS if given is None else given
     schema = {**parameters, "type": "object", "x-guidance": _COMPACT}
-    head = json_text(f'{{"name": {json_text(function["name"])}, "arguments": ')
+    head = literal(f'{{"name": {_json_text(function["name"])}, "arguments": ')
     return (
         f'call_{index}: {head} arguments_{index} "}}"\n'
-        f"arguments_{index}: %json {json_text(schema)}"
+        f"arguments_{index}: %json {_embedded(schema)}"
     )
+
+
+def _json_text(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _embedded(value: Any) -> str:
+    """Inside a grammar, so without the sign that begins a directive."""
+    return _json_text(value).replace("%", "\\u0025")

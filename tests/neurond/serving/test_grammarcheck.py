@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ipc.errors import ClientError, ServiceError
-from neurond.serving.grammarcheck import GrammarCheck, check_grammar
+from neurond import grammar as grammars
+from neurond.serving.grammarcheck import GrammarCheck
 from neurond.serving.structured import Grammar
 
 
@@ -38,7 +39,7 @@ class Gate:
 def checked(
     work: Callable[[GrammarCheck], Coroutine[Any, Any, None]], **more: Any
 ) -> None:
-    check = GrammarCheck(more.pop("check", check_grammar), **more)
+    check = GrammarCheck(more.pop("check", grammars.check), **more)
     try:
         run(work(check))
     finally:
@@ -93,17 +94,21 @@ def test_one_that_takes_too_long_is_refused_and_who_waits_behind_it_is_503() -> 
     gate = Gate()
 
     async def work(check: GrammarCheck) -> None:
-        first = asyncio.ensure_future(check.check(grammar(param="guided_regex")))
-        second = asyncio.ensure_future(check.check(grammar(value="b")))
-        with pytest.raises(ClientError, match="too long") as caught:
-            await first
-        assert caught.value.param == "guided_regex"
+        slow = [check.check(grammar(value=v, param="guided_regex")) for v in "ab"]
+        busy = [asyncio.ensure_future(work) for work in slow]
+        while len(gate.calls) < 2:
+            await asyncio.sleep(0.001)
+        behind = asyncio.ensure_future(check.check(grammar(value="b+")))
+        for work in busy:
+            with pytest.raises(ClientError, match="too long") as caught:
+                await work
+            assert caught.value.param == "guided_regex"
         with pytest.raises(ServiceError) as waited:
-            await second
+            await behind
         assert (waited.value.code, waited.value.status) == ("overloaded", 503)
         gate.go.set()
         await check.check(grammar(value="c"))
-        assert len(gate.calls) == 2  # the one that waited was withdrawn
+        assert len(gate.calls) == 3  # the one that waited was withdrawn
 
     checked(work, check=gate, limit_s=0.4)
 

@@ -9,6 +9,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from ipc.errors import ClientError
+from neurond.grammar import check
 from neurond.serving.toolcalls import ForcedCall
 from neurond.serving.tools import ToolRequest, parse_tools
 
@@ -77,7 +78,9 @@ def test_each_functions_references_find_its_own_definitions() -> None:
     assert not accepts(request, '{"name": "b", "arguments": {"city": "x"}}')
 
 
-@pytest.mark.parametrize("name", ['a"b', "a\\b", "größe", "a.b/c:d", "x" * 128, "\n"])
+@pytest.mark.parametrize(
+    "name", ['a"b', "a\\b", "größe", "a.b/c:d", "x" * 128, "\n\x7f\u2028😀"]
+)
 def test_any_name_is_written_as_json_and_read_back(name: str) -> None:
     text = json.dumps({"name": name, "arguments": {}}, ensure_ascii=False)
     request = parsed([tool(name)])
@@ -85,6 +88,22 @@ def test_any_name_is_written_as_json_and_read_back(name: str) -> None:
     delta = ForcedCall().push(text)
     assert delta is not None
     assert (delta.name, delta.arguments) == (name, "{}")
+
+
+def test_what_looks_like_a_directive_is_only_text() -> None:
+    words = {"enum": ['%json {"a": 5}', "%ignore", "%"]}
+    schema = {"properties": {"%json": words}, "description": "100 %json"}
+    request = parsed([tool("%json", parameters=schema)])
+    assert request.grammar is not None
+    check(request.grammar.text)
+    text = '{"name": "%json", "arguments": {"%json": "%ignore"}}'
+    assert accepts(request, text)
+
+
+def test_a_full_set_of_tools_passes_the_check() -> None:
+    request = parsed([tool(f"f{i}", parameters=WEATHER) for i in range(128)])
+    assert request.grammar is not None
+    check(request.grammar.text)
 
 
 def test_arguments_are_always_an_object() -> None:
