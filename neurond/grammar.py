@@ -221,12 +221,12 @@ class _Bytes:
         return list(text.encode() if isinstance(text, str) else text)
 
 
-_BYTES: Final = LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
+BYTES: Final = LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
 
 
 def _try(form: str) -> str:
     """Empty, or why it can't be compiled or begun."""
-    matcher = LLMatcher(_BYTES, form, log_level=0, limits=LIMITS)
+    matcher = LLMatcher(BYTES, form, log_level=0, limits=LIMITS)
     mask = matcher.compute_bitmask() if not matcher.is_error() else b""
     problem = matcher.get_error()
     if problem.startswith("NoExtensionBias") or not (problem or any(mask)):

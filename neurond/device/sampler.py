@@ -17,12 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection
 from collections.abc import Sequence as Listing
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ipc.errors import ServiceError, error_for
@@ -36,7 +34,6 @@ _GREEDY_BELOW = 1e-5
 _WIDTHS = (128, 2048)
 _CPU_ROWS = 1  # at once: the temporaries of a row stay in the core's cache
 _MAX_HISTORIES = 1024
-OldRow = npt.NDArray[np.float32]
 
 # rows of what is read back: the token, are its logits sound, was there a token that
 # may come, is the token proven to be the one
@@ -256,97 +253,3 @@ def _dead_end(sequence: Sequence) -> ServiceError:
         "grammar_dead_end",
         "no token is allowed here: grammar, min_tokens and stop ids contradict",
     )
-
-
-# -- one row at a time, until the runner has moved on
-
-
-def is_plain_greedy(sampling: Sampling, banned: Collection[int]) -> bool:
-    """The argmax of the untouched logits is the answer."""
-    return (
-        sampling.temperature < _GREEDY_BELOW
-        and not sampling.logit_bias
-        and not banned
-        and sampling.repetition_penalty == 1.0
-        and sampling.presence_penalty == 0.0
-        and sampling.frequency_penalty == 0.0
-    )
-
-
-def draw(
-    logits: OldRow,
-    sampling: Sampling,
-    *,
-    prompt: Listing[int],
-    emitted: Listing[int],
-    banned: Collection[int],
-    number: float,
-) -> int:
-    """The next token. `number` is the `uniform` of this output index."""
-    scores = logits.astype(np.float32, copy=True)
-    _bias(scores, sampling, banned)
-    _penalise(scores, sampling, prompt, emitted)
-    if sampling.temperature < _GREEDY_BELOW:
-        return int(scores.argmax())
-    scores /= np.float32(sampling.temperature)
-    ids, weights = _candidates(scores, sampling)
-    return int(ids[_old_pick(weights, number)])
-
-
-def _bias(scores: OldRow, sampling: Sampling, banned: Collection[int]) -> None:
-    for token, bias in sampling.logit_bias:
-        scores[token] += bias
-    if banned:
-        scores[[token for token in banned if token < len(scores)]] = -np.inf
-
-
-def _penalise(
-    scores: OldRow, sampling: Sampling, prompt: Listing[int], emitted: Sequence[int]
-) -> None:
-    if sampling.repetition_penalty != 1.0:
-        seen = np.unique(np.asarray([*prompt, *emitted], dtype=np.int64))
-        old = scores[seen]
-        penalty = np.float32(sampling.repetition_penalty)
-        scores[seen] = np.where(old > 0, old / penalty, old * penalty)
-    if emitted and (sampling.presence_penalty or sampling.frequency_penalty):
-        tokens, counts = np.unique(np.asarray(emitted, np.int64), return_counts=True)
-        scores[tokens] -= np.float32(sampling.presence_penalty)
-        scores[tokens] -= np.float32(sampling.frequency_penalty) * counts.astype(
-            np.float32
-        )
-
-
-def _candidates(
-    scores: OldRow, sampling: Sampling
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
-    """Token ids with their weights, most likely first, after min_p, top_k, top_p."""
-    weights = np.exp((scores - scores.max()).astype(np.float64))
-    kept = np.flatnonzero(weights >= max(sampling.min_p, 1e-300))
-    kept = _most_likely(kept, weights, sampling.top_k)
-    order = np.lexsort((kept, -weights[kept]))
-    ids = kept[order]
-    weights = weights[ids]
-    if sampling.top_p < 1.0:
-        before = np.cumsum(weights) - weights
-        inside = before < sampling.top_p * weights.sum()
-        inside[0] = True
-        ids, weights = ids[inside], weights[inside]
-    return ids, weights
-
-
-def _most_likely(
-    kept: npt.NDArray[Any], weights: npt.NDArray[np.float64], top_k: int
-) -> npt.NDArray[Any]:
-    """The `top_k` best of `kept`, ties at the border included for the sort to cut."""
-    if not 0 < top_k < len(kept):
-        return kept
-    border = np.partition(weights[kept], len(kept) - top_k)[len(kept) - top_k]
-    best = kept[weights[kept] > border]
-    ties = kept[weights[kept] == border]
-    return np.concatenate((best, ties[: top_k - len(best)]))
-
-
-def _old_pick(weights: npt.NDArray[np.float64], number: float) -> int:
-    """Index whose share of the cumulated weights holds `number`."""
-    upto = np.cumsum(weights)
-    return min(int(np.searchsorted(upto, number * upto[-1], "right")), len(upto) - 1)
