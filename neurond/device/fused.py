@@ -31,10 +31,11 @@ from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from neurond.device import linear
+from neurond.device.gated import Gated, SideBySide
+from neurond.device.lean import LeanForward
 from neurond.device.linear import PackedLinear
 from neurond.device.norms import HeadNorms, RowNorm
 
-Rows = Callable[[Tensor], Tensor]
 _EAGER: dict[type, Callable[..., Any]] = {
     llama.LlamaDecoderLayer: llama.eager_attention_forward,
     mistral.MistralDecoderLayer: mistral.eager_attention_forward,
@@ -78,8 +79,9 @@ class FusedLayer(nn.Module):
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self.self_attn = attention
-        self.qkv = _join(attention, ("q_proj", "k_proj", "v_proj"))
-        self.gate_up = _join(mlp, ("gate_proj", "up_proj"))
+        parts = _take(attention, ("q_proj", "k_proj", "v_proj"))
+        self.qkv = linear.join(parts) or SideBySide(parts)
+        self.gated = Gated(*_take(mlp, ("gate_proj", "up_proj")))
         self.o_proj, self.down_proj = attention.o_proj, mlp.down_proj
         self.input_norm = RowNorm(layer.input_layernorm)
         self.post_norm = RowNorm(layer.post_attention_layernorm)
@@ -90,10 +92,8 @@ class FusedLayer(nn.Module):
         self._window = _window(layer)
         self._head_dim = int(attention.head_dim)
         self._set_widths(attention)
-        self._products = [
-            _rows_of(part)
-            for part in (self.qkv, self.o_proj, self.gate_up, self.down_proj)
-        ]
+        self._qkv = linear.rows_of(self.qkv)
+        self._output, self._down = _plus_of(self.o_proj), _plus_of(self.down_proj)
 
     def _set_widths(self, attention: Any) -> None:
         query = self.o_proj.in_features // self._head_dim
@@ -116,7 +116,6 @@ class FusedLayer(nn.Module):
         self._frame.open(position_embeddings)
         batch, length, width = hidden_states.shape
         rows = hidden_states.view(-1, width)
-        _, output, gate_up, down = self._products
         query, key, value = self._heads(rows, batch, length)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self._layer_idx)
@@ -132,17 +131,16 @@ class FusedLayer(nn.Module):
             position_ids=position_ids,
             **more,
         )
-        rows = output(attended.reshape(rows.shape[0], -1)).add_(rows)
-        gate, up = gate_up(self.post_norm.rows(rows)).chunk(2, -1)
-        gated = nn.functional.silu(gate).mul_(up)
-        return down(gated).add_(rows).view(batch, length, width)
+        rows = self._output(attended.reshape(rows.shape[0], -1), rows)
+        rows = self._down(self.gated.forward(self.post_norm.rows(rows)), rows)
+        return rows.view(batch, length, width)
 
     def _heads(
         self, rows: Tensor, batch: int, length: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value [B, heads, T, D], the first two with their positions."""
         frame = self._frame
-        joined = self._products[0](self.input_norm.rows(rows))
+        joined = self._qkv(self.input_norm.rows(rows))
         joined = joined.view(batch, length, -1, self._head_dim)
         rotated = joined.narrow(2, 0, self._num_rotated)
         if self.head_norms is not None:
@@ -174,6 +172,7 @@ def fuse(module: Any) -> int:
     for index, layer in enumerate(body.layers):
         body.layers[index] = FusedLayer(layer, frame).eval()
     body.norm = RowNorm(body.norm)
+    body.forward = LeanForward(body)
     return len(body.layers)
 
 
@@ -185,28 +184,19 @@ def _can_fuse_layer(layer: Any) -> bool:
     return silu and all(isinstance(p, nn.Linear | PackedLinear) for p in products)
 
 
-def _join(owner: Any, names: Sequence[str]) -> nn.Module:
-    """One layer for the named ones, which are taken off their owner."""
+def _take(owner: Any, names: Sequence[str]) -> list[nn.Module]:
+    """The named layers, taken off their owner."""
     parts = [getattr(owner, name) for name in names]
     for name in names:
         delattr(owner, name)
-    return linear.join(parts) or SideBySide(parts)
+    return parts
 
 
-class SideBySide(nn.Module):
-    """Layers of different kinds over the same rows, their outputs in one."""
-
-    def __init__(self, parts: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        return torch.cat([part(rows) for part in self.parts], -1)
-
-
-def _rows_of(layer: nn.Module) -> Rows:
-    """Without nn.Module's hooks, which cost as much as a small operation."""
-    return layer.rows if isinstance(layer, PackedLinear) else layer.forward
+def _plus_of(layer: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """The product of rows, and a second tensor added."""
+    if isinstance(layer, PackedLinear):
+        return layer.plus
+    return lambda rows, other: layer.forward(rows).add_(other)
 
 
 def _window(layer: Any) -> int | None:

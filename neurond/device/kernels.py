@@ -20,9 +20,9 @@ other machine reads them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -56,17 +56,24 @@ def this_processor() -> Processor:
     )
 
 
-class Kernel(Protocol):
-    """`tensors` are plain and serialisable, in a fixed order."""
+class Kernel(ABC):
+    """`tensors` are plain and serialisable."""
 
+    @abstractmethod
     def __call__(self, rows: Tensor) -> Tensor: ...
 
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]: ...
 
+    @abstractmethod
     def held_bytes(self) -> int: ...
 
+    def plus(self, rows: Tensor, other: Tensor) -> Tensor:
+        """The product and `other` [M, N] added."""
+        return self(rows).add_(other)
 
-class Int4:
+
+class Int4(Kernel):
     """packed as torch packs it; scales_zeros [K / group, N, 2] bfloat16."""
 
     def __init__(self, packed: Tensor, scales_zeros: Tensor, bias: Tensor | None):
@@ -106,7 +113,7 @@ class Int4:
         )
 
 
-class Int8:
+class Int8(Kernel):
     """codes [N, K] int8, scale [N] bfloat16."""
 
     def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None):
@@ -135,7 +142,7 @@ class Int8:
         )
 
 
-class Split:
+class Split(Kernel):
     """codes as `Int8`, scale [N] float32; pays where N is large (a head)."""
 
     def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None):
@@ -181,7 +188,7 @@ class Split:
         )
 
 
-class Dense:
+class Dense(Kernel):
     """weight [N, K] as it is."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
@@ -207,18 +214,38 @@ class Dense:
         )
 
 
-class Reordered:
-    """A dense bfloat16 weight in oneDNN's own layout: no re-packing on each call."""
+class Reordered(Kernel):
+    """A dense bfloat16 weight in oneDNN's own layout: no re-packing on each call.
+
+    What follows a product is done while its tile is in the cache, before it is rounded.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
         self.bias = bias
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
+        self._combine = torch.ops.mkldnn._linear_pointwise.binary
 
     def __call__(self, rows: Tensor) -> Tensor:
         if rows.dtype != BF16:
             return self(rows.to(BF16)).to(rows.dtype)
         out: Tensor = self._multiply(rows, self.weight, self.bias, "none", [], "")
+        return out
+
+    def plus(self, rows: Tensor, other: Tensor) -> Tensor:
+        if rows.dtype != BF16:
+            return super().plus(rows, other)
+        out: Tensor = self._combine(rows, other, self.weight, self.bias, "add")
+        return out
+
+    def silu(self, rows: Tensor) -> Tensor:
+        """silu of the product; rows bfloat16."""
+        out: Tensor = self._multiply(rows, self.weight, self.bias, "swish", [], "")
+        return out
+
+    def times(self, rows: Tensor, other: Tensor) -> Tensor:
+        """The product times `other` [M, N]; both bfloat16."""
+        out: Tensor = self._combine(rows, other, self.weight, self.bias, "mul")
         return out
 
     def tensors(self) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ buffers are slow to look up, and there is nothing to train.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,16 @@ class PackedLinear(nn.Module):
     def rows(self, rows: Tensor) -> Tensor:
         """[M, K] to [M, N], without the cost of shapes."""
         return (self.few if rows.shape[0] <= self.few_rows else self.many)(rows)
+
+    def plus(self, rows: Tensor, other: Tensor) -> Tensor:
+        """`rows` of [M, K], and `other` [M, N] added."""
+        kernel = self.few if rows.shape[0] <= self.few_rows else self.many
+        return kernel.plus(rows, other)
+
+    def only(self, kernel: Kernel) -> PackedLinear:
+        """A layer that computes all rows with one of this one's kernels."""
+        shape = (self.out_features, self.in_features)
+        return PackedLinear(kernel, kernel, ALL_ROWS, shape)
 
     def held_bytes(self) -> int:
         both = {id(kernel): kernel.held_bytes() for kernel in (self.few, self.many)}
@@ -153,6 +163,11 @@ def join(parts: Sequence[nn.Module]) -> PackedLinear | nn.Linear | None:
         return None
     shape = (sum(part.out_features for part in packed), packed[0].in_features)
     return PackedLinear(few, many, packed[0].few_rows, shape)
+
+
+def rows_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    """[M, K] to [M, N], without nn.Module's hooks: they cost as much as an addition."""
+    return layer.rows if isinstance(layer, PackedLinear) else layer.forward
 
 
 def _few(

@@ -29,6 +29,7 @@ class RowNorm(nn.Module):
         super().__init__()
         self.weight = norm.weight
         self._scale = norm.weight.detach()
+        self._wide_scale = self._scale.float()
         self._mirrored = torch.cat((self._scale, self._scale))
         self._width = self._scale.shape[0]
         self._epsilon = float(norm.variance_epsilon)
@@ -38,14 +39,24 @@ class RowNorm(nn.Module):
 
     def rows(self, rows: Tensor) -> Tensor:
         """[M, H] to [M, H], rows contiguous."""
+        if rows.device.type != "cpu":
+            return torch.rms_norm(rows, (self._width,), self._scale, self._epsilon)
+        return self._mirror(rows) if len(rows) <= _MIRRORED_ROWS else self._many(rows)
+
+    def _mirror(self, rows: Tensor) -> Tensor:
         width = self._width
-        if rows.shape[0] > _MIRRORED_ROWS or rows.device.type != "cpu":
-            return torch.rms_norm(rows, (width,), self._scale, self._epsilon)
         pair = torch.cat((rows, rows.neg()), 1)
         scaled = torch.layer_norm(
             pair, (2 * width,), self._mirrored, None, self._epsilon
         )
         return scaled.narrow(1, 0, width).contiguous()
+
+    def _many(self, rows: Tensor) -> Tensor:
+        """In place where torch's own allocates: half the time."""
+        wide = rows.to(torch.float32, copy=True)
+        norm = torch.linalg.vector_norm(wide, 2, 1, True)
+        inverse = norm.square_().mul_(1 / self._width).add_(self._epsilon).rsqrt_()
+        return wide.mul_(inverse).mul_(self._wide_scale).to(rows.dtype)
 
 
 class HeadNorms(nn.Module):

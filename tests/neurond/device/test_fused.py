@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers as hf
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from neurond.device import linear
 from neurond.device.fused import FusedLayer, can_fuse, fuse
@@ -97,6 +98,67 @@ def test_logits_are_equal_up_to_rounding(family: str, shape: tuple[int, int]) ->
         fuse(model)
         found = model(input_ids=ids, position_ids=positions, use_cache=False).logits
     assert torch.allclose(found, wanted, atol=2e-4 * float(wanted.abs().max()))
+
+
+def maskless(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **more: Any
+) -> tuple[Tensor, None]:
+    """Causal attention that needs no mask from transformers; no window."""
+    assert mask is None
+    length, total = query.shape[2], key.shape[2]
+    seen = torch.ones(length, total).tril(total - length).bool()
+    found = nn.functional.scaled_dot_product_attention(
+        query, key, value, seen, scale=more["scaling"], enable_gqa=True
+    )
+    return found.transpose(1, 2), None
+
+
+ALL_ATTENTION_FUNCTIONS.register("maskless", maskless)
+
+
+def stepped(model: Any, prompt: list[int], count: int) -> list[int]:
+    """Greedy tokens by calls as the runner makes them."""
+    cache, ids, tokens = hf.DynamicCache(), prompt, []
+    for _ in range(count):
+        past = cache.get_seq_length()
+        with torch.inference_mode():
+            logits = model(
+                input_ids=torch.tensor([ids]),
+                position_ids=torch.arange(past, past + len(ids))[None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
+        ids = [int(logits[0, -1].argmax())]
+        tokens += ids
+    return tokens
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_the_lean_way_through_a_fused_model_writes_the_same_tokens(family: str) -> None:
+    model = make(family)
+    prompt = torch.randint(0, 256, (1, 9))
+    wanted = generated(model, prompt)[0]
+    fuse(model)
+    model.set_attn_implementation("maskless")
+    model.model.forward._whole = None  # isn't called
+    assert stepped(model, prompt[0].tolist(), len(wanted)) == wanted
+
+
+@pytest.mark.parametrize("ask", ["attention_mask", "output_hidden_states", "positions"])
+def test_calls_that_need_more_go_the_whole_way(ask: str) -> None:
+    model = make("llama")
+    ids = torch.randint(0, 256, (2, 5))
+    more: dict[str, Any] = {"use_cache": False}
+    if ask == "attention_mask":
+        more[ask] = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    if ask == "output_hidden_states":
+        more[ask] = True
+    with torch.inference_mode():
+        wanted = model(input_ids=ids, **more)
+        fuse(model)
+        found = model(input_ids=ids, **more)
+    assert torch.allclose(found.logits[:, -1], wanted.logits[:, -1], atol=1e-2)
 
 
 def test_packed_layers_fuse_to_what_they_computed() -> None:
