@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from neurond.device.weights import Entry, Reader, find_entries, read_header
 
 T = TypeVar("T")
 _NAMED_KEYS = 5
+_FUSED = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclass(slots=True)
@@ -80,6 +82,8 @@ class Build:
             self.meter.done = before + done
             yield self.meter.now()
         yield from self._wait(in_background(shelf.write))
+        if self.quant.fuses:
+            yield from self._fuse(module)
         self.notes = (*_unexpected(unexpected), *shelf.notes)
         return module
 
@@ -106,6 +110,14 @@ class Build:
             self.meter.done = done
             yield self.meter.now()
         return reader.tensors
+
+    def _fuse(self, module: Any) -> Generator[LoadProgress, None, None]:
+        for family in _FUSED:  # classes that `fused` knows, a slice each to import
+            import_module(f"transformers.models.{family}.modeling_{family}")
+            yield self.meter.now()
+        from neurond.device import fused
+
+        yield from self._wait(in_background(lambda: fused.fuse(module)))
 
     def _turns(self, call: Callable[[], T]) -> Generator[LoadProgress, None, T]:
         return self._wait(in_turns(call))

@@ -53,7 +53,10 @@ class Body:
 def load(
     spec: Load, device: torch.device, settings: DeviceSettings | None = None
 ) -> LoadSteps:
-    """Yields between slices; returns the resident model. Raises load_failed."""
+    """Yields between slices; returns the resident model, not warmed up.
+
+    Raises load_failed.
+    """
     settings = settings or DeviceSettings()
     folder = Path(spec.folder)
     meter = Meter(spec.model)
@@ -68,10 +71,7 @@ def load(
     plan = _plan(spec, dtype, device, settings)
     work = Build(folder, kind, plan, dtype, device, meter)
     module = yield from work.run(_shelf(spec, plan, settings))
-    yield LoadProgress(spec.model, "warmup", 0, 1)
     body = Body(module, device, assembly.takes(module, "logits_to_keep"))
-    _warm_up(body)
-    yield LoadProgress(spec.model, "warmup", 1, 1)
     return _resident(spec, folder, body, work)
 
 
@@ -81,6 +81,7 @@ def quiet_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    assembly.prepare()
 
 
 def _embedder(
@@ -130,16 +131,6 @@ def _dtype(told: str, config: Any) -> torch.dtype:
     if isinstance(own, str):
         own = DTYPES.get(own)
     return next((dtype for dtype in DTYPES.values() if dtype == own), torch.bfloat16)
-
-
-def _warm_up(body: Body) -> None:
-    """First use of every kernel, before the model counts as loaded."""
-    with torch.inference_mode():
-        ids = torch.zeros((1, 8), dtype=torch.long, device=body.device)
-        logits = body.module(input_ids=ids, use_cache=False).logits
-        best = logits[0, -1].max().item()
-    if not torch.isfinite(torch.tensor(best)):
-        raise refuse("the model computes NaN: its weights are damaged")
 
 
 def _resident(spec: Load, folder: Path, body: Body, build: Build) -> Resident:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ipc.errors import ServiceError, cause_chain, error_for
+from ipc.journal import Journal
 from ipc.messages import LinkUp, Load, Loaded, LoadFailed, LoadProgress
 from ipc.status import Phase, StatusWriter
 from neurond.device.backend import Backend, LoadSteps, Resident
@@ -31,12 +32,14 @@ class Loads:
         generation: int,
         deadline_s: float,
         on_loaded: Callable[[Resident], None],
+        journal: Journal | None = None,
     ) -> None:
         self._backend = backend
         self._page = page
         self._generation = generation
         self._deadline_s = deadline_s
         self._on_loaded = on_loaded
+        self._journal = journal
         self._waiting: deque[Load] = deque()
         self._steps: LoadSteps | None = None
         self._started_s = 0.0
@@ -86,6 +89,9 @@ class Loads:
 
     def _loaded(self, model: Resident) -> Loaded:
         self._done()
+        for note in model.info.pop("notes", ()):
+            if self._journal is not None:
+                self._journal.warning(note, event="load.note", model=model.name)
         self._on_loaded(model)
         return Loaded(
             model=model.name,

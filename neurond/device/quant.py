@@ -15,21 +15,24 @@ from neurond.quant import Form
 
 @dataclass(frozen=True, slots=True)
 class Quant:
-    """A plan of None leaves a layer as transformers made it."""
+    """A plan of None leaves a layer as transformers made it; `fuses`: whole layers may
+    be replaced by ones that are equal up to rounding."""
 
     form: Form
     linear: LinearPlan | None
     head: LinearPlan | None
+    fuses: bool = False
 
 
 PLAIN = Quant(Form("none", "none", "none"), None, None)
 
 
 def plans(form: Form, dtype: torch.dtype, device: torch.device, *, fast: bool) -> Quant:
+    fuses = fast and device.type == "cpu"
     if form.kind == "none":
         # dense bfloat16 has a faster layout on CPU; elsewhere nothing is gained
         gains = device.type == "cpu" and dtype == torch.bfloat16 and fast
         plan = LinearPlan("none", device, dtype) if gains else None
-        return Quant(form, plan, plan)
+        return Quant(form, plan, plan, fuses)
     plan = LinearPlan(form.kind, device, dtype, form.keep_dense, form.group_size)
-    return Quant(form, plan, replace(plan, kind=form.head))
+    return Quant(form, plan, replace(plan, kind=form.head), fuses)

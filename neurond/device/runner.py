@@ -25,6 +25,7 @@ from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Work
 from neurond.device.budget import kv_budget_bytes
 from neurond.device.computing import Computing
 from neurond.device.drawing import outcomes
+from neurond.device.pagedmodel import PagedModel
 from neurond.device.probe import probe
 from neurond.device.sampler import Sampler
 from neurond.device.sequence import Sequence
@@ -63,7 +64,7 @@ class TorchBackend:
         return Memory(total, max(0, min(total - held, host.available)))
 
     def load(self, spec: Load) -> LoadSteps:
-        model = yield from loader.load(spec, self._device)
+        model = yield from loader.load(spec, self._device, self._settings)
         if not isinstance(model.body, encoder.EncoderBody):
             yield from self._make_ready(model)
         self._resident_bytes[model.name] = model.resident_bytes
@@ -131,9 +132,26 @@ class TorchBackend:
                 computing: Computing = done.value
                 break
             yield LoadProgress(model.name, "warmup", 0, 1)
+        if isinstance(computing, PagedModel) and self._device.type == "cuda":
+            yield from self._capture(model, computing)
         self._models[model.name] = computing
         model.cache = computing.spec
         yield LoadProgress(model.name, "warmup", 1, 1)
+
+    def _capture(
+        self, model: Resident, paged: PagedModel
+    ) -> Generator[LoadProgress, None, None]:
+        recorder = paged.cuda_recorder()
+        if recorder is None:
+            return
+        steps = paged.capture(recorder, self._settings.max_running, model.context)
+        while True:
+            # never open across a yield: other models' forwards run in between
+            with torch.inference_mode():
+                done = next(steps, None)
+            if done is None:
+                return
+            yield LoadProgress(model.name, "capture", *done)
 
     def _kv_bytes(self, model: Resident) -> int:
         """For this model's pool: on a CPU memory is taken when it is written; on CUDA

@@ -122,6 +122,7 @@ class Worker:
             generation=generation,
             deadline_s=settings.load_deadline_s,
             on_loaded=self._engine.add_model,
+            journal=journal,
         )
 
     def run(self) -> int:

@@ -47,6 +47,7 @@ class Host:
             generation=1,
             deadline_s=60,
             on_loaded=self.engine.add_model,
+            journal=journal,
         )
         self.backend.open()
 
