@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from ipc import listeners, settings
 from neurond.modelid import EMBEDDED_ID, is_model_id
+from neurond.serving.hygiene import Rule
 
 FILE = "neuron.toml"
 PREFIX = "NEURON_"
@@ -138,14 +139,19 @@ class Config:
     engine: Engine = Engine()
     models: Models = Models()
     model: tuple[Model, ...] = ()
+    hygiene: tuple[Rule, ...] = ()
     log: Log = Log()
     paths: Paths = Paths()
 
     def __post_init__(self) -> None:
-        counts = Counter(model.id for model in self.model)
-        twice = [name for name, count in counts.items() if count > 1]
-        if twice:
-            raise ValueError(f"model {twice[0]!r} is there twice")
+        ids = [model.id for model in self.model]
+        for kind, names in (
+            ("model", ids),
+            ("hygiene", [r.name for r in self.hygiene]),
+        ):
+            twice = [name for name, count in Counter(names).items() if count > 1]
+            if twice:
+                raise ValueError(f"{kind} {twice[0]!r} is there twice")
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Config:

@@ -69,6 +69,7 @@ class Launch:
             max_queue=limits.max_queue,
             load_deadline_s=limits.load_deadline_s,
             log_format=self.config.log.format,
+            hygiene=self.config.hygiene,
         )
         given = frontend_settings(
             worker,

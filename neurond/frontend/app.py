@@ -30,6 +30,7 @@ from neurond.frontend.embeddings import EmbeddingsResource
 from neurond.frontend.events import EventHub, EventsResource
 from neurond.frontend.intake import Intake
 from neurond.frontend.node import Attachment, Facts, Node
+from neurond.frontend.prompts import Prompts
 from neurond.frontend.settings import WorkerSettings
 from neurond.frontend.tokens import DetokenizeResource, Shelf, TokenizeResource
 from neurond.serving.devices import Devices
@@ -110,6 +111,7 @@ class Worker:
             self._library,
             self._devices,
             self._table,
+            Prompts(settings.hygiene, self._journal),
             body_bytes=settings.body_bytes,
         )
         answering = Answering(node, self._table, self._journal)

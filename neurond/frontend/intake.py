@@ -15,6 +15,7 @@ from ipc.errors import ClientError, error_for
 from ipc.messages import Submit
 from neurond.frontend import admission
 from neurond.frontend.node import Facts, Node
+from neurond.frontend.prompts import Prompts
 from neurond.serving.choice import Order
 from neurond.serving.devices import DeviceLine, Devices
 from neurond.serving.edge import Request, read_json
@@ -43,6 +44,7 @@ class Intake:
         library: Library,
         devices: Devices,
         table: RequestTable,
+        prompts: Prompts,
         *,
         body_bytes: int,
     ) -> None:
@@ -50,6 +52,7 @@ class Intake:
         self._library = library
         self._devices = devices
         self._table = table
+        self._prompts = prompts
         self._body_bytes = body_bytes
 
     async def prepare(self, req: Request) -> Prepared:
@@ -62,8 +65,9 @@ class Intake:
         window = int(fact["context"])
         if request.grammar is not None:
             await self._library.grammars.check(request.grammar)
+        messages = self._prompts.cleaned(request.model, request.messages)
         ids = await self._library.prompt_ids(
-            served, request.messages, request.tools.offered, window=window
+            served, messages, request.tools.offered, window=window
         )
         if not ids:
             raise ClientError("the messages give an empty prompt", param="messages")
@@ -72,6 +76,7 @@ class Intake:
         resolved = resolve(asked, limits, num_prompt=len(ids))
         grammar = request.grammar.text if request.grammar else ""
         submit = new_submit(request.model, ids, asked, resolved, grammar=grammar)
+        self._prompts.rendered(submit, messages, request.tools.offered)
         order = Order(submit, asked.n, asked.stop, served.tokenizer, request.stream)
         return Prepared(request, order, self.line(fact))
 

@@ -35,6 +35,14 @@ _DURATION = Histogram(
     ["model"],
     buckets=_SECONDS,
 )
+_HYGIENE = Counter(
+    "neurond_hygiene_total", "Rules applied to messages", ["model", "rule", "action"]
+)
+_DIVERGED = Counter(
+    "neurond_prompts_diverged_total",
+    "Prompts that changed what their conversation had sent before",
+    ["model", "role"],
+)
 _IN_FLIGHT = Gauge(
     "neurond_requests_in_flight", "Chat requests now", multiprocess_mode="livesum"
 )
@@ -79,6 +87,14 @@ class RequestMeter:
 def refused(code: str) -> None:
     """A request that never reached a device; its model may be any text."""
     _REQUESTS.labels("", code).inc()
+
+
+def cleaned(model: str, rule: str, action: str) -> None:
+    _HYGIENE.labels(model, rule, action).inc()
+
+
+def diverged(model: str, role: str) -> None:
+    _DIVERGED.labels(model, role).inc()
 
 
 def mark_dead(pid: int) -> None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from neurond.serving.hygiene import Rule
+
 TITLE_PREFIX = "neurond"
 APP = "neurond.frontend.app:create"
 PRELOAD = ("neurond.frontend.app",)
@@ -30,13 +32,16 @@ class WorkerSettings:
     max_queue: int = 64
     load_deadline_s: float = 900.0
     log_format: str = "auto"
+    hygiene: tuple[Rule, ...] = ()
 
     def to_extra(self) -> dict[str, Any]:
         return {**asdict(self), "child_exit": CHILD_EXIT}
 
     @classmethod
     def from_extra(cls, extra: dict[str, Any]) -> WorkerSettings:
-        return cls(**{f.name: extra[f.name] for f in fields(cls) if f.name in extra})
+        known = {f.name: extra[f.name] for f in fields(cls) if f.name in extra}
+        rules = [Rule(**given) for given in known.pop("hygiene", ())]
+        return cls(**known, hygiene=tuple(rules))
 
 
 def frontend_settings(
