@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ipc.errors import ServiceError
 from ipc.journal import Journal
 from neurond.frontend import admission, metrics
 from neurond.frontend.node import Node
@@ -44,18 +43,14 @@ class Answering:
     ) -> Running:
         """Submit each order, and return once all are accepted. Raises ServiceError."""
         generation = Generation(self._table)
-        try:
-            for order in orders:
-                generation.start(order, line.device, line)
-        except ServiceError as error:
-            metrics.refused(error.code)
-            raise
         meter = metrics.RequestMeter(orders[0].submit.model, arrived_s)
         exchange = exchange_of(req)
         exchange.on_close(generation.close)
         exchange.on_close(lambda: meter.end(generation, time.monotonic()))
         kind = self._node.device_kind(line.device)
-        await generation.committed(admission.decision_s(kind))
+        await generation.start_all(
+            orders, line.device, line, timeout_s=admission.decision_s(kind)
+        )
         return Running(generation, meter)
 
     def stream(

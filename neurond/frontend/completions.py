@@ -9,7 +9,7 @@ Invariant: a prompt's ids are checked before anything is submitted.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ipc.errors import ServiceError
@@ -40,6 +40,7 @@ class Prepared:
     request: CompletionRequest
     prompts: tuple[PromptText, ...]
     orders: tuple[Order, ...]
+    num_scores: int
     line: DeviceLine
 
 
@@ -89,7 +90,8 @@ class CompletionsResource:
         return Prepared(
             request,
             prompts=tuple(_prompts(request, served, ids)),
-            orders=tuple([_order(request, served, each, window) for each in ids]),
+            orders=tuple(_orders(request, served, ids, window)),
+            num_scores=request.check_scores(sum(map(len, ids))),
             line=self._intake.line(fact),
         )
 
@@ -114,14 +116,11 @@ class CompletionsResource:
             )
             return
         answers = await whole_answer(generation)
-        choices = [
-            teller.whole(shown, finish, index)
-            for index, (teller, (shown, finish)) in enumerate(
-                zip(tellers, answers, strict=True)
-            )
-        ]
         resp.content_type = "application/json"
-        resp.data = textframes.completion(envelope, choices, generation.usage)
+        resp.data = await self._library.prompt_work(
+            lambda: textframes.completion(envelope, tellers, answers, generation.usage),
+            size=prepared.num_scores,
+        )
 
 
 def _prompts(
@@ -133,16 +132,21 @@ def _prompts(
     ]
 
 
-def _order(
-    request: CompletionRequest, served: ServedModel, ids: tuple[int, ...], window: int
-) -> Order:
+def _orders(
+    request: CompletionRequest,
+    served: ServedModel,
+    prompts: Sequence[tuple[int, ...]],
+    window: int,
+) -> Iterator[Order]:
     """Raises ClientError."""
     asked, limits = request.sampling, served.limits(window)
-    resolved = resolve(asked, limits, num_prompt=len(ids), param="prompt")
     grammar = request.grammar.text if request.grammar else ""
-    submit = new_submit(request.model, ids, asked, resolved, grammar=grammar)
     pieces = Continued(served.tokenizer)
-    return Order(submit, asked.n, asked.stop, pieces, request.stream)
+    for index, ids in enumerate(prompts):
+        name = request.place(index)
+        resolved = resolve(asked, limits, num_prompt=len(ids), param=name)
+        submit = new_submit(request.model, ids, asked, resolved, grammar=grammar)
+        yield Order(submit, asked.n, asked.stop, pieces, request.stream)
 
 
 def _tellers(prepared: Prepared, running: Running) -> list[Teller]:

@@ -26,6 +26,8 @@ from neurond.serving.structured import Grammar, parse_structured
 from neurond.serving.tokens import check_vocabulary, checked_ids
 
 MAX_SEQUENCES = 64
+MAX_SCORES = 1 << 18
+"""Of all prompts together; each is an entry of some list in the answer."""
 _MAX_TOKENS = 16
 """The dialect's own default."""
 
@@ -67,6 +69,23 @@ class CompletionRequest:
     @property
     def num_chars(self) -> int:
         return sum(map(len, self.prompts))
+
+    def place(self, index: int) -> str:
+        """What a prompt is called in a refusal."""
+        return "prompt" if len(self.prompts) == 1 else f"prompt[{index}]"
+
+    def check_scores(self, num_ids: int) -> int:
+        """Scores of prompts of so many tokens. Raises ClientError: too many."""
+        num_top: int = self.sampling.given.get("prompt_logprobs", -1)
+        num_scores = (1 + num_top) * num_ids * self.sampling.n
+        if num_scores > MAX_SCORES:
+            name = "logprobs" if self.prompt_logprobs < 0 else "prompt_logprobs"
+            words = (
+                f"{name} of these prompts would be {num_scores} figures,"
+                f" {MAX_SCORES} at most; ask for fewer, or send less at once"
+            )
+            raise ClientError(words, param=name)
+        return num_scores
 
 
 def parse_completion(body: object) -> CompletionRequest:
@@ -110,13 +129,12 @@ def encoded(
     request: CompletionRequest, served: ServedModel, window: int
 ) -> list[tuple[int, ...]]:
     """The ids of each prompt. Blocking for long ones. Raises ClientError."""
-    is_alone = len(request.prompts) == 1
     return [
         _ids(
             prompt,
             served,
             window,
-            name="prompt" if is_alone else f"prompt[{index}]",
+            name=request.place(index),
             add_special_tokens=request.add_special_tokens,
         )
         for index, prompt in enumerate(request.prompts)

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ipc.errors import ServiceError, error_for
 from neurond.serving.choice import Choice, Order
 from neurond.serving.requests import Channel, Entry, RequestTable
+
+_MAX_AHEAD_IDS = 16_384
+"""Submitted and not accepted yet; an id takes up to 5 of a ring's 256 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Generation:
         self._clock = clock
         self._entries: dict[Choice, Entry] = {}
         self._groups: list[tuple[int, list[Choice]]] = []
+        self._refusal: ServiceError | None = None
         self._changed = False
         self._waiter: asyncio.Future[None] | None = None
         self.choices: list[Choice] = []
@@ -49,17 +53,50 @@ class Generation:
         """
         group: list[Choice] = []
         self._groups.append((order.submit.num_prompt, group))
-        try:
+        for index in range(order.num_choices):
+            self._submit(order, index, group, device, channel)
+
+    async def start_all(
+        self,
+        orders: Sequence[Order],
+        device: str,
+        channel: Channel,
+        *,
+        timeout_s: float,
+    ) -> None:
+        """As `start` for each, but long ones only as the device takes them: a ring
+        has room for a few. Return once all are accepted. Raises ServiceError."""
+        num_ahead = 0
+        for order in orders:
+            group: list[Choice] = []
+            self._groups.append((order.submit.num_prompt, group))
             for index in range(order.num_choices):
-                choice = self._choice(order)
-                submit = replace(order.submit, choice=index)
-                entry = self._table.submit(device, channel, submit, choice)
-                self._entries[choice] = entry
-                self.choices.append(choice)
-                group.append(choice)
-        except ServiceError:
+                num_ahead += len(order.submit.ids)
+                if num_ahead > _MAX_AHEAD_IDS and self.choices:
+                    await self.committed(timeout_s)
+                    num_ahead = len(order.submit.ids)
+                self._submit(order, index, group, device, channel)
+        await self.committed(timeout_s)
+
+    def _submit(
+        self,
+        order: Order,
+        index: int,
+        group: list[Choice],
+        device: str,
+        channel: Channel,
+    ) -> None:
+        choice = self._choice(order)
+        submit = replace(order.submit, choice=index)
+        try:
+            entry = self._table.submit(device, channel, submit, choice)
+        except ServiceError as error:
+            self._refusal = error
             self.close()
             raise
+        self._entries[choice] = entry
+        self.choices.append(choice)
+        group.append(choice)
 
     def _choice(self, order: Order) -> Choice:
         return Choice(
@@ -72,6 +109,8 @@ class Generation:
     @property
     def error(self) -> ServiceError | None:
         """The first error of a choice; it is the whole answer's."""
+        if self._refusal is not None:
+            return self._refusal
         return next((c.error for c in self.choices if c.error is not None), None)
 
     @property

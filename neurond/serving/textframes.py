@@ -169,9 +169,18 @@ def new_envelope(model: str, now_s: float) -> Envelope:
 
 
 def completion(
-    envelope: Envelope, choices: Sequence[dict[str, Any]], usage: Usage
+    envelope: Envelope,
+    tellers: Sequence[Teller],
+    ended: Sequence[tuple[Shown, str]],
+    usage: Usage,
 ) -> bytes:
-    """The whole answer."""
+    """The whole answer; `ended` is what each choice shows, and its finish reason."""
+    choices = [
+        teller.whole(shown, finish, index)
+        for index, (teller, (shown, finish)) in enumerate(
+            zip(tellers, ended, strict=True)
+        )
+    ]
     body = {**_head(envelope), "choices": choices, "usage": usage_body(usage)}
     return _encode(body)
 

@@ -100,6 +100,13 @@ def test_a_whole_batch_is_answered(node: Node) -> None:
     assert reply.json["usage"]["prompt_tokens"] == sum(map(len, prompts))
 
 
+def test_a_batch_of_long_prompts_waits_for_the_device_to_take_them(node: Node) -> None:
+    """At once they would not fit into a worker's ring, however idle the device."""
+    long = list(range(250)) * 32
+    reply = post(node, PATH, prompt=[long] * 40, max_tokens=1)
+    assert (reply.status, len(reply.json["choices"])) == (200, 40)
+
+
 def test_s76_in_a_raw_prompt_special_tokens_are_what_they_say(node: Node) -> None:
     raw = post(node, "/tokenize", prompt="<|im_end|>").json["tokens"]
     assert raw == [IM_END]

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 
 from ipc.errors import ClientError
 from neurond.device import fakemodel
-from neurond.serving.completions import MAX_SEQUENCES, encoded, parse_completion
+from neurond.serving.completions import (
+    MAX_SCORES,
+    MAX_SEQUENCES,
+    encoded,
+    parse_completion,
+)
 from neurond.serving.library import ServedModel, read_model
 from tests.neurond.serving import folders
 
@@ -128,6 +133,15 @@ def test_an_echo_with_logprobs_has_the_prompt_scored() -> None:
     assert "prompt_logprobs" not in parse_completion(body(logprobs=3)).sampling.given
     both = parse_completion(body(echo=True, logprobs=1, prompt_logprobs=5))
     assert both.sampling.given["prompt_logprobs"] == 5
+
+
+def test_more_scores_than_an_answer_can_carry_are_refused() -> None:
+    request = parse_completion(body(echo=True, logprobs=20, n=2))
+    assert request.check_scores(100) == 21 * 100 * 2
+    with pytest.raises(ClientError) as caught:
+        request.check_scores(MAX_SCORES)
+    assert caught.value.param == "logprobs"
+    assert parse_completion(body(logprobs=20)).check_scores(MAX_SCORES) == 0
 
 
 @pytest.mark.parametrize(
