@@ -12,6 +12,7 @@ none runs uncaptured.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Listing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -22,6 +23,11 @@ from neurond.device.inputs import Inputs, divide, flatten
 
 Run = Callable[[Batch, Inputs], torch.Tensor]
 _WARM_UPS = 2
+_CAPTURABLE = frozenset(
+    ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "olmo3", "phi", "phi3")
+)
+"""Model types whose forward never waits for the device; a mixture of experts does."""
+_WAITING_ROPES = frozenset(("dynamic", "longrope"))
 
 
 class Recorder(Protocol):
@@ -56,7 +62,7 @@ class DecodeGraphs:
         self._buckets: list[Bucket] = []
 
     def capture(
-        self, run: Run, sizes: list[tuple[int, int]], device: torch.device
+        self, run: Run, sizes: Listing[tuple[int, int]], device: torch.device
     ) -> Iterator[None]:
         """Capture a bucket per (rows, pages), the largest first: they share memory."""
         for rows, pages in sorted(sizes, reverse=True):
@@ -146,6 +152,15 @@ class CudaRecorder:
 
     def upload(self, numbers: list[int], buffer: torch.Tensor) -> None:
         self._upload(numbers, buffer)
+
+
+def is_capturable(module: Any) -> bool:
+    """Whether a decode step is kernels alone. A wait inside a capture is a fault of the
+    device, so only what is known is tried."""
+    text = module.config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", "default") if isinstance(rope, dict) else "default"
+    return text.model_type in _CAPTURABLE and kind not in _WAITING_ROPES
 
 
 def sizes_for(

@@ -103,12 +103,21 @@ class Staging:
 class Feed:
     """A batch's tensors, wherever the model is."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, tables: bool) -> None:
+        """`tables`: a kernel wants them, wherever it runs."""
         self._staging = Staging(device) if device.type == "cuda" else None
+        self._tables = tables
 
     def inputs(self, batch: Batch) -> Inputs:
-        if self._staging is None:
+        if self._staging is None and not self._tables:
             return on_host(batch)
         width = max(len(segment.pages) for segment in batch.segments)
         numbers, sizes = flatten(batch, width)
+        if self._staging is None:
+            return divide(torch.tensor(numbers), sizes, batch)
         return divide(self._staging.upload(numbers), sizes, batch)
+
+    def upload(self, numbers: list[int], image: torch.Tensor) -> None:
+        """Fill a flat tensor on a CUDA device."""
+        assert self._staging is not None
+        self._staging.upload(numbers, image)

@@ -94,7 +94,7 @@ def _shape(layer: Any) -> LayerShape | None:
     if type(layer) not in _PAGED or layer.keys is None or layer.keys.dim() != 4:
         return None
     key, value = layer.keys.shape, layer.values.shape
-    if key[1] != value[1] or key[2] != len(TRIAL_IDS):
+    if key[1] != value[1]:
         return None
     return LayerShape(key[1], key[3], value[3], getattr(layer, "sliding_window", 0))
 

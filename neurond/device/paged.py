@@ -97,10 +97,13 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped
         self._kernel = (
             kernel if kernel and kernel.takes(group, self.keys.dtype) else None
         )
-        shape = group.shape
-        self._plain = (
-            self.keys.device.type == "cpu" and shape.key_dim == shape.value_dim
-        )
+        same_dims = group.shape.key_dim == group.shape.value_dim
+        self._plain = same_dims and self.keys.device.type == "cpu"
+
+    @property
+    def uses_kernel(self) -> bool:
+        """Whether its attention is one call for any mix of works."""
+        return self._kernel is not None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
@@ -109,10 +112,8 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped
         if key_states.shape[0] > 1:
             key_states = key_states.transpose(0, 2)
             value_states = value_states.transpose(0, 2)
-        write = None
-        if self._kernel is None:
-            self.fresh = key_states, value_states
-            write = self._reads().write
+        self.fresh = key_states, value_states
+        write = self._reads().write if self._kernel is None else None
         if write is not None:
             write[0][self.index].copy_(key_states)
             write[1][self.index].copy_(value_states)
@@ -151,23 +152,16 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped
     ) -> torch.Tensor:
         """A call per segment; [N, H_kv, G, D_v]."""
         batch = self._cache.batch
-        heads, length, dim = query.shape[1:]
+        heads, dim = query.shape[1], query.shape[3]
         num_kv = self.group.shape.num_heads
         shape = (num_kv, heads // num_kv)
         if sinks is not None:
             sinks = sinks.float().view(shape)
-        plain = self._plain and not softcap
-        if plain and length == 1:
-            parts = self._parts(0)
-            return attention.row(query.view(1, *shape, dim), parts, scale, sinks)
         pieces = []
-        if plain and batch.num_rows:
+        if batch.num_rows and self._plain and not softcap:
             block = query[:, :, : batch.num_rows].transpose(1, 2)
-            rows = block.reshape(-1, 1, *shape, dim).unbind(0)
-            pieces = [
-                attention.row(rows[at], self._parts(at), scale, sinks)
-                for at in range(batch.num_rows)
-            ]
+            lines = block.reshape(-1, 1, *shape, dim).unbind(0)
+            pieces = self._attend_rows(lines, scale, sinks)
         for at in range(len(pieces), len(batch.segments)):
             segment = batch.segments[at]
             span = query[0, :, segment.start : segment.start + segment.length]
@@ -176,6 +170,21 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped
             seen = self._attend_span(at, segment, span, scale, softcap, column)
             pieces.append(seen.permute(2, 0, 1, 3))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _attend_rows(
+        self,
+        lines: tuple[torch.Tensor, ...],
+        scale: float | None,
+        sinks: torch.Tensor | None,
+    ) -> list[torch.Tensor]:
+        rows = self._reads().rows
+        if rows is not None and sinks is None:
+            keys, values = rows[0][self.index], rows[1][self.index]
+            return attention.rows(lines, keys, values, scale)
+        return [
+            attention.row(line, self._parts(at), scale, sinks)
+            for at, line in enumerate(lines)
+        ]
 
     def _attend_span(
         self,

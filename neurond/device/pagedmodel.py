@@ -9,7 +9,9 @@ tokens, where nobody reads before it is written again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Listing
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +19,17 @@ import torch
 from neurond.device.backend import CacheSpec, Work
 from neurond.device.batch import Batch, make_batch, spans_of
 from neurond.device.computing import Logits, collect, held
-from neurond.device.graphs import DecodeGraphs
+from neurond.device.graphs import (
+    CudaRecorder,
+    DecodeGraphs,
+    Recorder,
+    is_capturable,
+    sizes_for,
+)
 from neurond.device.inputs import Feed, Inputs
 from neurond.device.layout import Layout
 from neurond.device.loader import Body
-from neurond.device.paged import PagedCache
+from neurond.device.paged import PagedCache, PagedLayer
 from neurond.device.pool import Pool
 from neurond.device.recurrent import State, States
 from neurond.device.sequence import Sequence
@@ -48,7 +56,7 @@ class PagedModel:
         )
         self._states = States(layout.states, body.device)
         self._cache = PagedCache(self._pool, self._others(layout), kernel=kernel)
-        self._feed = Feed(body.device)
+        self._feed = Feed(body.device, tables=kernel is not None)
         self.graphs: DecodeGraphs | None = None
 
     def compute(self, works: Listing[Work]) -> Logits:
@@ -58,6 +66,31 @@ class PagedModel:
             for group in groups
         ]
         return collect(len(works), parts)
+
+    def capture(
+        self, recorder: Recorder, max_rows: int, context: int
+    ) -> Iterator[tuple[int, int]]:
+        """Capture decode steps; yields (done, total)."""
+        size = self.spec.page_tokens
+        sizes = sizes_for(max_rows, context, size, self.spec.max_pages)
+        graphs = DecodeGraphs(recorder, size, spare_page=self.spec.max_pages)
+        run = partial(self.run, in_lines=False)
+        for done, _ in enumerate(graphs.capture(run, sizes, self._body.device), 1):
+            yield done, len(sizes)
+        self.graphs = graphs
+
+    def cuda_recorder(self) -> Recorder | None:
+        """None where steps can't be captured."""
+        groups = [
+            layer for layer in self._cache.layers if isinstance(layer, PagedLayer)
+        ]
+        if self._states.layers or not all(layer.uses_kernel for layer in groups):
+            return None
+        return (
+            CudaRecorder(self._feed.upload)
+            if is_capturable(self._body.module)
+            else None
+        )
 
     def release(self, sequence: Sequence) -> None:
         if self._states.layers and held(sequence).slot >= 0:

@@ -79,10 +79,12 @@ def new_cache(module: Any) -> Any:
     return DynamicCache(config=module.config.get_text_config(decoder=True))
 
 
-def token_bytes(short: Any, long: Any, num_tokens: int) -> int:
-    """What one more token takes, from two caches that differ by so many tokens."""
-    grown = _num_bytes(long) - _num_bytes(short)
-    return max(1, -(-grown // num_tokens))
+def sizes(short: Any, long: Any, num_tokens: int) -> tuple[int, int]:
+    """(bytes of a token, bytes of a sequence besides), from caches that hold so many
+    tokens and twice as many."""
+    first, second = _num_bytes(short), _num_bytes(long)
+    per_token = max(0, -(-(second - first) // num_tokens))
+    return per_token, max(0, first - per_token * num_tokens)
 
 
 def _num_bytes(cache: Any) -> int:

@@ -39,10 +39,12 @@ class Stretches:
 class GroupReads:
     """`write` are views of where all new tokens go, if that is one stretch.
 
-    `masks` has an entry for each chunk that the window cuts.
+    `rows` are, by layer, keys and values of each row, if each has one stretch. `masks`
+    has an entry for each chunk that the window cuts.
     """
 
     write: tuple[Views, Views] | None
+    rows: tuple[tuple[Views, ...], tuple[Views, ...]] | None
     stretches: tuple[Stretches, ...]
     masks: tuple[torch.Tensor | None, ...]
 
@@ -51,7 +53,8 @@ def group_reads(batch: Batch, group: Group) -> GroupReads:
     window = group.shape.window
     stretches = tuple(_stretches(group, s, _low(s, window)) for s in batch.segments)
     masks = tuple(_mask(group, segment) for segment in batch.segments)
-    return GroupReads(_write(batch, group), stretches, masks)
+    rows = _rows(stretches[: batch.num_rows])
+    return GroupReads(_write(batch, group), rows, stretches, masks)
 
 
 def _low(segment: Segment, window: int) -> int:
@@ -67,6 +70,16 @@ def _stretches(group: Group, segment: Segment, low: int) -> Stretches:
         return Stretches(tuple(group.views(run) for run in runs), None)
     device = group.keys.device
     return Stretches((), torch.tensor(slots_of(runs), device=device))
+
+
+def _rows(
+    stretches: Listing[Stretches],
+) -> tuple[tuple[Views, ...], tuple[Views, ...]] | None:
+    if not stretches or any(len(one.views) != 1 for one in stretches):
+        return None
+    keys = zip(*[one.views[0][0] for one in stretches], strict=True)
+    values = zip(*[one.views[0][1] for one in stretches], strict=True)
+    return tuple(keys), tuple(values)
 
 
 def _mask(group: Group, segment: Segment) -> torch.Tensor | None:

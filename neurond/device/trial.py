@@ -18,12 +18,12 @@ import torch
 from ipc.messages import Sampling, Submit
 from neurond.device.backend import CacheSpec, Resident, Work
 from neurond.device.computing import Computing
-from neurond.device.layout import TRIAL_IDS, Layout, layout_of, try_out
+from neurond.device.layout import TRIAL_IDS, Layout, Trial, layout_of, try_out
 from neurond.device.loader import Body
 from neurond.device.paged import NAME
 from neurond.device.pagedmodel import PagedModel
 from neurond.device.pool import page_bytes
-from neurond.device.private import PrivateModel, token_bytes
+from neurond.device.private import PrivateModel, sizes
 from neurond.device.sequence import Sequence
 from neurond.device.varlen import Kernel
 from neurond.device.verdict import FATAL_CLASSES, fault_class
@@ -62,9 +62,19 @@ def make_ready(
         paged = yield from _paged(model, layout, page_tokens, kv_bytes, kernel, native)
         if paged is not None:
             return paged
+    private = _private(body, native, page_tokens, kv_bytes)
+    if not (yield from _fits(model, private, native.logits)):
+        kind = type(body.module).__name__
+        raise refuse(f"{kind} doesn't give the same with a cache as without")
+    return private
+
+
+def _private(
+    body: Body, native: Trial, page_tokens: int, kv_bytes: int
+) -> PrivateModel:
     longer = try_out(body.module, body.device, TRIAL_IDS * 2)
-    bytes_per_token = token_bytes(native.cache, longer.cache, len(TRIAL_IDS))
-    spec = _spec(page_tokens, page_tokens * bytes_per_token, kv_bytes)
+    of_token, of_sequence = sizes(native.cache, longer.cache, len(TRIAL_IDS))
+    spec = _spec(page_tokens, page_tokens * of_token, kv_bytes, of_sequence)
     return PrivateModel(body, spec)
 
 
@@ -74,30 +84,36 @@ def _paged(
     page_tokens: int,
     kv_bytes: int,
     kernel: Kernel | None,
-    native: Any,
+    native: Trial,
 ) -> Generator[None, None, PagedModel | None]:
     body: Body = model.body
     bytes_per_page = page_bytes(layout.shapes, page_tokens, layout.dtype)
     spec = _spec(page_tokens, bytes_per_page, kv_bytes, layout.state_bytes, shares=True)
     before = _use_attention(body.module, NAME)
     paged = PagedModel(body, layout, spec, kernel)
-    try:
-        fits = yield from _rehearse(model, paged, native.logits)
-    except _MISFITS as error:
-        if fault_class(error) in {*FATAL_CLASSES, "capacity"}:
-            raise
-        fits = False
-    if fits:
+    if (yield from _fits(model, paged, native.logits)):
         return paged
     _use_attention(body.module, before)
     return None
 
 
-def _rehearse(
-    model: Resident, paged: PagedModel, wanted: torch.Tensor
+def _fits(
+    model: Resident, computing: Computing, wanted: torch.Tensor
 ) -> Generator[None, None, bool]:
-    """Two sequences over the pool, every mix of works. Whether the logits agree."""
-    pages = _trial_pages(paged.spec.page_tokens)
+    """Whether the model computes the same this way. Faults are raised."""
+    try:
+        return (yield from _rehearse(model, computing, wanted))
+    except _MISFITS as error:
+        if fault_class(error) in {*FATAL_CLASSES, "capacity"}:
+            raise
+        return False
+
+
+def _rehearse(
+    model: Resident, computing: Computing, wanted: torch.Tensor
+) -> Generator[None, None, bool]:
+    """Two sequences, every mix of works. Whether the logits agree."""
+    pages = _trial_pages(computing.spec.page_tokens)
     first, second = (
         _sequence(model, list(range(number * pages, (number + 1) * pages)))
         for number in range(2)
@@ -106,15 +122,16 @@ def _rehearse(
     found = []
     for works in (*plan, [(first, 1), (second, 1)]):
         with torch.inference_mode():
-            logits = paged.compute([Work(s, count) for s, count in works])
+            logits = computing.compute([Work(s, count) for s, count in works])
         found.append(logits.of(0).float().cpu())
         for sequence, count in works:
             sequence.num_computed += count
         yield
     for sequence in (first, second):
-        paged.release(sequence)
-    paged.clear_pages(range(2 * pages))
-    return _agree(torch.cat(found[:2]), wanted.float().cpu(), model.body.module.dtype)
+        computing.release(sequence)
+    computing.clear_pages(range(2 * pages))
+    # the second chunk is the first thing that depends on what was kept
+    return _agree(found[1], wanted[_HALF:].float().cpu(), model.body.module.dtype)
 
 
 def _agree(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -134,7 +151,9 @@ def _spec(
     return CacheSpec(
         page_tokens=page_tokens,
         page_bytes=bytes_per_page,
-        max_pages=max(2 * _trial_pages(page_tokens), kv_bytes // bytes_per_page),
+        max_pages=max(
+            2 * _trial_pages(page_tokens), kv_bytes // max(page_tokens, bytes_per_page)
+        ),
         state_bytes=state_bytes,
         shares=shares,
     )

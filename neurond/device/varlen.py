@@ -25,14 +25,20 @@ if TYPE_CHECKING:
 
 _NEEDED = frozenset(("block_table", "seqused_k", "enable_gqa", "window_size"))
 _MAX_DIM = 256
+_DTYPES = (torch.bfloat16, torch.float16)
 
 
 class Kernel:
     """`num_splits` = 1 keeps a row's result apart from the rest of the batch."""
 
     def __init__(
-        self, function: Callable[..., Any], page_tokens: int, num_splits: int | None
+        self,
+        function: Callable[..., Any],
+        page_tokens: int,
+        num_splits: int | None,
+        dtypes: tuple[torch.dtype, ...] = _DTYPES,
     ) -> None:
+        self._dtypes = dtypes
         self._function = function
         self._page_tokens = page_tokens
         taken = inspect.signature(function).parameters
@@ -41,7 +47,7 @@ class Kernel:
     def takes(self, group: Group, dtype: torch.dtype) -> bool:
         shape = group.shape
         return (
-            dtype in (torch.bfloat16, torch.float16)
+            dtype in self._dtypes
             and shape.key_dim == shape.value_dim
             and shape.key_dim % 8 == 0
             and shape.key_dim <= _MAX_DIM

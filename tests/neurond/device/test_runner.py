@@ -217,7 +217,7 @@ def test_running_out_of_host_memory_fails_that_request_only(host: Host) -> None:
     def exhaust(_module: object, _arguments: object) -> None:
         torch.empty(1 << 46, dtype=torch.uint8)
 
-    hook = module.model.layers[0].register_forward_pre_hook(exhaust)
+    hook = module.register_forward_pre_hook(exhaust)
     host.engine.submit(WORKER, make_submit(1, PROMPTS[1]))
     failed = ends(host.drain())[1]
     hook.remove()
