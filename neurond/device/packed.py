@@ -20,6 +20,7 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -95,7 +96,8 @@ class Shelf:
         except OSError as error:
             self.notes.append(f"packed weights are not kept: {error.strerror}")
         finally:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
             self._made.clear()
 
     def _open(self, path: Path) -> None:

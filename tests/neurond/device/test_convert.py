@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from ipc.child import close_fds_except, die_with_parent
 from ipc.link import LinkClosed, create_link
 from ipc.messages import Convert, Converted, LinkUp, LoadFailed, LoadProgress
-from neurond.device import convert
+from neurond import converted
+from neurond.device import blocks, convert
 from tests.neurond.device import embedded, tinygguf
 from tests.neurond.device.host import Host
 from tests.neurond.device.rig import chat_ids, wait_for
@@ -96,6 +99,48 @@ def test_the_folder_loads_and_its_tokenizer_and_template_work(
         messages, add_generation_prompt=True, return_dict=True
     )
     assert tuple(rendered["input_ids"]) == chat_ids("Grüße 🙂")
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
+def test_the_blocks_of_every_linear_layer_are_kept(tmp_path: Path, kind: str) -> None:
+    source = tinygguf.build(tmp_path / "tiny.gguf", kind)
+    target = tmp_path / "converted"
+    convert.convert(source, target, lambda _fraction: None, may_dequantise=False)
+    marker = converted.read(target)
+    assert marker is not None
+    assert marker.types == {kind: 14}
+    assert marker.has_blocks
+    assert marker.stored_bytes == source.stat().st_size < marker.dense_bytes
+    stored = load_file(target / converted.BLOCKS_FILE)
+    dense = load_file(target / "model.safetensors")
+    names = {name.rpartition(".")[0] for name in stored}
+    assert len(names) == 14
+    for name in names:
+        kept = blocks.from_stored(name, stored)
+        assert torch.equal(kept.dense(torch.bfloat16), dense[f"{name}.weight"])
+
+
+def test_blocks_without_a_kernel_are_refused_before_anything_is_made(
+    job: Job, tmp_path: Path
+) -> None:
+    source = tinygguf.build(tmp_path / "tiny.gguf", "Q8_0")
+    failed = job.run(source, tmp_path / "converted")
+    assert isinstance(failed, LoadFailed)
+    assert str(failed.error[1]).startswith("no kernel here computes Q8_0 blocks: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
+
+
+def test_they_are_dequantised_where_somebody_says_so(tmp_path: Path) -> None:
+    source = tinygguf.build(tmp_path / "tiny.gguf", "Q8_0")
+    target = tmp_path / "converted"
+    convert.convert(source, target, lambda _fraction: None, may_dequantise=True)
+    assert not (target / converted.BLOCKS_FILE).exists()
+    marker = converted.read(target)
+    assert marker is not None
+    assert not marker.has_blocks
+    host = Host()
+    assert "computes Q8_0 blocks" in host.refusal(target, quant="auto")
+    assert host.load(target, quant="none").info["quant"] == "none"
 
 
 def test_a_file_that_is_no_gguf_is_refused_and_leaves_nothing(
