@@ -63,7 +63,7 @@ def literal(text: str) -> str:
 
     Without a percent sign, which begins directives.
     """
-    return json.dumps(text).replace("\x7f", "\\u007f").replace("%", "\\u0025")
+    return json.dumps(text).replace("%", "\\u0025")
 
 
 def _response_format(value: object, param: str) -> Grammar | None:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
@@ -117,8 +117,8 @@ def test_nonsense_is_refused_by_name(fields: dict[str, Any], param: str) -> None
     assert refusal(**fields).param == param
 
 
-def test_a_choice_that_looks_like_a_directive_is_only_text() -> None:
-    found = parse_structured({"guided_choice": ["%json {", "%"]})
+def test_what_a_grammar_reads_otherwise_is_only_text_in_a_choice() -> None:
+    found = parse_structured({"guided_choice": ["%json {", "%", "\x7f"]})
     assert found is not None
     check(found.text)
 
@@ -144,6 +144,7 @@ def test_a_schema_nested_without_end_is_refused_not_a_bug() -> None:
         nested = nested.pop("items")
 
 
+@example(["\x7f", "\u2028", "😀"])
 @given(
     st.lists(
         st.text(st.characters(codec="utf-8"), min_size=1, max_size=8),
