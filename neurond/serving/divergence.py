@@ -151,16 +151,22 @@ class Recent:
         """
         if not LEAST_TOKENS <= prompt.num_tokens <= MAX_TOKENS:
             return None
-        best, best_shared = None, -1
-        for number in self._of(key, prompt):
-            shared = num_shared(self._prompts[number][1].ids, prompt.ids)
-            if shared > best_shared:
-                best, best_shared = number, shared
-        found = None if best is None else divergence(self._prompts[best][1], prompt)
-        if best is not None:
-            self._drop(best)
+        found = None
+        number = self._nearest(key, prompt)
+        if number is not None:
+            before = self._prompts[number][1]
+            found = divergence(before, prompt)
+            if before.num_tokens - num_shared(before.ids, prompt.ids) < LEAST_LOST:
+                self._drop(number)
         self._keep(key, prompt)
         return found
+
+    def _nearest(self, key: Key, prompt: Prompt) -> int | None:
+        return max(
+            self._of(key, prompt),
+            key=lambda number: num_shared(self._prompts[number][1].ids, prompt.ids),
+            default=None,
+        )
 
     def _of(self, key: Key, prompt: Prompt) -> list[int]:
         """The newest few of its conversation."""
