@@ -215,7 +215,7 @@ def _capabilities(record: ModelRecord) -> Facts:
     embeds = _kind(record) == "embedding"
     return {
         "chat": not embeds,
-        "completion": False,
+        "completion": not embeds,
         "embedding": embeds,
         "vision": False,
         "tools": False,

@@ -20,7 +20,7 @@ from neurond.serving.generation import Usage
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 _REQUESTS = Counter(
-    "neurond_requests_total", "Chat requests by outcome", ["model", "outcome"]
+    "neurond_requests_total", "Requests by outcome", ["model", "outcome"]
 )
 _TOKENS = Counter("neurond_tokens_total", "Tokens by kind", ["model", "kind"])
 _FIRST_TEXT = Histogram(
@@ -44,7 +44,7 @@ _DIVERGED = Counter(
     ["model", "role"],
 )
 _IN_FLIGHT = Gauge(
-    "neurond_requests_in_flight", "Chat requests now", multiprocess_mode="livesum"
+    "neurond_requests_in_flight", "Requests now", multiprocess_mode="livesum"
 )
 
 
