@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ipc.messages import Loaded, LoadProgress
+from ipc.messages import Load, Loaded, LoadFailed, LoadProgress
+from ipc.status import StatusWriter, create_page
+from neurond.device.backend import Resident
+from neurond.device.loads import Loads
 from tests.neurond.device import tiny
 from tests.neurond.device.host import Host
 
@@ -176,3 +182,65 @@ def test_an_unloaded_models_bytes_come_back(host: Host, llama: Path) -> None:
     assert loaded.resident_bytes > 0
     assert "other" not in host.engine.models
     assert [row.name for row in host.page.read().models] == ["m"]
+
+
+def test_tensors_that_the_model_has_no_use_for_are_told_in_the_journal(
+    host: Host, copy: Path
+) -> None:
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.7.mlp.up_proj.weight"] = torch.ones(2, 2)
+        tensors["extra.weight"] = torch.ones(2)
+
+    edit_weights(copy, add)
+    loaded = host.load(copy)
+    line = "2 tensors of the checkpoint are not used: extra.weight, model.layers.7."
+    assert line in host.written.getvalue()
+    assert "notes" not in loaded.info
+
+
+def test_a_model_larger_than_memory_is_refused_and_the_next_load_works(
+    host: Host, llama: Path, copy: Path
+) -> None:
+    """The file is as long as its header says, and holds nothing (a sparse file)."""
+    columns = 1 << 35
+    tensor = {
+        "dtype": "F32",
+        "shape": [64, columns],
+        "data_offsets": [0, 64 * columns * 4],
+    }
+    raw = json.dumps({"model.embed_tokens.weight": tensor}).encode()
+    path = copy / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw)
+    os.truncate(path, 8 + len(raw) + 64 * columns * 4)
+    report = host.try_load(copy)[-1]
+    assert isinstance(report, LoadFailed)
+    assert report.error[0] == "insufficient_vram"
+    host.load(llama)
+
+
+def test_a_checkpoint_in_a_foreign_quantisation_is_refused_by_its_name(
+    host: Host, copy: Path
+) -> None:
+    edit_config(copy, quantization_config={"quant_method": "awq", "bits": 4})
+    assert host.refusal(copy) == "no kernel here computes awq checkpoints"
+
+
+def test_a_load_that_is_cancelled_leaves_nothing_and_the_next_one_works(
+    host: Host, llama: Path
+) -> None:
+    got: list[Resident] = []
+    page = StatusWriter(create_page())
+    loads = Loads(host.backend, page, generation=1, deadline_s=60, on_loaded=got.append)
+    for num_slices in (1, 4, 9):
+        loads.add(Load("given up", str(llama), "bfloat16", "int4", 0, {}))
+        for _ in range(num_slices):
+            loads.advance()
+        loads.cancel("given up")
+        assert not loads.busy
+        names = [thread.name for thread in threading.enumerate()]
+        assert not [name for name in names if name.startswith(("load", "read"))]
+    loads.add(Load("wanted", str(llama), "bfloat16", "int4", 0, {}))
+    while loads.busy:
+        loads.advance()
+    assert [model.name for model in got] == ["wanted"]
+    host.backend.unload(got[0])
