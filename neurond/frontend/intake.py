@@ -123,5 +123,5 @@ def new_submit(
         principal="",
         priority=_PRIORITY,
         deadline_s=0.0,
-        cache_salt="",
+        cache_salt=request.cache_salt,
     )

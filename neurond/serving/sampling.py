@@ -24,6 +24,7 @@ MAX_STOP_CHARS = 1024
 MAX_STOP_IDS = 256
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
+MAX_SALT_CHARS = 256
 
 _NUMBERS = {
     "temperature": (0.0, 2.0),
@@ -43,7 +44,8 @@ _LEAST_MASS = 1e-6
 @dataclass(frozen=True, slots=True)
 class SamplingRequest:
     """Fields of a body, each in range. `given` holds those of `Sampling` that the body
-    has; `max_tokens` None = as many as there is room for."""
+    has; `max_tokens` None = as many as there is room for. Computed prompts are shared
+    between requests with the same `cache_salt` only."""
 
     n: int
     stop: tuple[str, ...]
@@ -51,6 +53,7 @@ class SamplingRequest:
     max_tokens: int | None
     seed: int | None
     given: Mapping[str, Any]
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,7 @@ def parse_sampling(
         max_tokens=max_tokens,
         seed=fields.integer(body, "seed", -(1 << 63), (1 << 63) - 1),
         given=given,
+        cache_salt=fields.text(body, "cache_salt", max_chars=MAX_SALT_CHARS) or "",
     )
 
 

@@ -170,6 +170,20 @@ def test_s83_the_second_turn_of_a_chat_says_what_was_cached(
     assert second > 1000
 
 
+def test_who_brings_a_salt_shares_no_computed_prompt(client: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "y" * 1000}]
+    cached = []
+    for salt in ("a", "b", "a"):
+        answer = client.chat.completions.create(
+            model=MODEL, messages=messages, extra_body={"cache_salt": salt}
+        )
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        cached.append(answer.usage.prompt_tokens_details.cached_tokens or 0)
+    assert cached[:2] == [0, 0]
+    assert cached[2] > 900
+
+
 def test_several_answers_share_one_prompt(client: openai.OpenAI) -> None:
     asked: Any = {"model": MODEL, "messages": saying("abc")}
     one = client.chat.completions.create(**asked).usage

@@ -312,6 +312,9 @@ def test_fields_that_change_nothing_are_accepted(fields: dict[str, Any]) -> None
         ({"model": 5}, "model"),
         ({"model": "m" * 257}, "model"),
         ({"ignore_eos": 1}, "ignore_eos"),
+        ({"cache_salt": 5}, "cache_salt"),
+        ({"cache_salt": ""}, "cache_salt"),
+        ({"cache_salt": "s" * 257}, "cache_salt"),
     ],
 )
 def test_a_wrong_type_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
