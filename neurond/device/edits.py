@@ -130,25 +130,28 @@ def _ban(scores: Scores, sequences: Listing[Sequence]) -> None:
 
 def _constrain(scores: Scores, sequences: Listing[Sequence], bitmask: Bitmask) -> None:
     """-inf for what a grammar doesn't allow, and for ids beyond its mask."""
-    for row, sequence in enumerate(sequences):
-        if sequence.submit.grammar:
-            forbidden = ~_allowed(bitmask[row], scores.shape[-1], scores.device)
-            scores[row].masked_fill_(forbidden, float("-inf"))
+    bound = [row for row, s in enumerate(sequences) if s.submit.grammar]
+    if not bound:
+        return
+    forbidden = ~_allowed(bitmask[bound], scores.shape[-1], scores.device)
+    if len(bound) == len(sequences):
+        scores.masked_fill_(forbidden, float("-inf"))
+        return
+    index = upload(np.asarray(bound), scores.device)
+    scores[index] = scores[index].masked_fill_(forbidden, float("-inf"))
 
 
-def _allowed(
-    words: npt.NDArray[np.int32], width: int, device: torch.device
-) -> torch.Tensor:
-    """[V] bool. On the host by table, on a device by shifts: few bytes travel."""
+def _allowed(words: Bitmask, width: int, device: torch.device) -> torch.Tensor:
+    """[R, V] bool. On the host by table, on a device by shifts: few bytes travel."""
     if device.type == "cpu":
-        bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+        bits = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
         unpacked = torch.from_numpy(bits).view(torch.bool)
     else:
         shifts = torch.arange(32, dtype=torch.int32, device=device)
         told = upload(np.ascontiguousarray(words), device)
-        unpacked = ((told.unsqueeze(-1) >> shifts) & 1).view(-1).bool()
-    missing = width - len(unpacked)
-    return torch.nn.functional.pad(unpacked, (0, max(0, missing)))[:width]
+        unpacked = ((told.unsqueeze(-1) >> shifts) & 1).flatten(1).bool()
+    missing = width - unpacked.shape[-1]
+    return torch.nn.functional.pad(unpacked, (0, max(0, missing)))[:, :width]
 
 
 def _penalise(

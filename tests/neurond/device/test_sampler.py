@@ -222,12 +222,13 @@ def test_a_bitmask_binds_its_row_alone(sampling: Sampling) -> None:
     assert [first, third] == [Row(solo[0]), Row(solo[2])]
 
 
-def test_ids_beyond_the_bitmask_are_forbidden() -> None:
-    logits = torch.zeros(1, 2050)
-    logits[0, 2049] = 50
+def test_ids_beyond_the_bitmask_are_forbidden_to_a_grammar_alone() -> None:
+    logits = torch.zeros(2, 2050)
+    logits[:, 2049] = 50
     bound = running(GREEDY, grammar='{"regex": "a"}', vocab_size=2050)
-    mask = allowing(17, num_rows=1, row=0)
-    assert Sampler(CPU).draw(logits, [bound], mask) == [Row(17)]
+    free = running(replace(GREEDY, min_tokens=1), vocab_size=2050)
+    mask = allowing(17, num_rows=2, row=0)
+    assert Sampler(CPU).draw(logits, [bound, free], mask) == [Row(17), Row(2049)]
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, PLAIN, Sampling(typical_p=0.5)])
