@@ -36,7 +36,7 @@ STOP_S = 20.0
 CONTROL_S = 10.0
 POLL_S = 0.02
 
-Config = dict[str, dict[str, Any]]
+Config = Mapping[str, Any]
 
 
 class Daemon:
@@ -181,7 +181,8 @@ class Daemon:
 class Node(Daemon):
     """A neurond on fake devices with the model "tiny" loaded.
 
-    `config` adds to or replaces keys of the configuration, section by section;
+    `config` adds to or replaces keys of the configuration, section by section, and
+    replaces lists of tables;
     `options` are the fake model's (fakescript), `models` replaces the [[model]] list.
     """
 
@@ -209,7 +210,8 @@ class Node(Daemon):
             "models": {"default": [entry["id"] for entry in listed]},
         }
         for section, values in (config or {}).items():
-            known[section] = {**known.get(section, {}), **values}
+            is_section = isinstance(values, Mapping)
+            known[section] = known.get(section, {}) | values if is_section else values
         super().__init__(folder, "neurond", {**known, "model": listed})
         self._http: Http | None = None
 

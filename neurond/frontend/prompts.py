@@ -10,7 +10,7 @@ Invariant: nothing here fails or delays a request by more than hygiene's time.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -21,8 +21,9 @@ from neurond.serving.divergence import Divergence, Recent, prompt_of
 from neurond.serving.hygiene import Cleaned, Hygiene, Rule
 
 _TOLD_AGAIN_S = 600.0
-_TOLD_EVERY_S = 1.0
-_MAX_TOLD = 1024
+_LINES_S = 10.0
+_MAX_LINES = 10
+_MAX_SUBJECTS = 1024
 
 Messages = tuple[dict[str, Any], ...]
 
@@ -40,7 +41,7 @@ class Prompts:
         self._hygiene = Hygiene(rules)
         self._recent = Recent()
         self._journal = journal
-        self._told = _Told(clock)
+        self._told = Told(clock)
 
     def cleaned(self, model: str, messages: Messages) -> Messages:
         """The messages to render."""
@@ -90,23 +91,25 @@ class Prompts:
         )
 
 
-class _Told:
-    """Once per subject in a while, and not more than one line a second per kind."""
+class Told:
+    """Whether a line is due: once per subject in ten minutes, ten in ten seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._when_s: OrderedDict[tuple[object, ...], float] = OrderedDict()
-        self._last_s: dict[object, float] = {}
+        self._subjects: OrderedDict[object, float] = OrderedDict()
+        self._lines: deque[float] = deque(maxlen=_MAX_LINES)
 
-    def is_due(self, subject: tuple[object, ...]) -> bool:
+    def is_due(self, subject: object) -> bool:
+        """If so, it counts as told."""
         now_s = self._clock()
-        told_s = self._when_s.get(subject)
+        told_s = self._subjects.get(subject)
         if told_s is not None and now_s < told_s + _TOLD_AGAIN_S:
             return False
-        if now_s < self._last_s.get(subject[0], -_TOLD_EVERY_S) + _TOLD_EVERY_S:
+        if len(self._lines) == _MAX_LINES and now_s < self._lines[0] + _LINES_S:
             return False
-        self._last_s[subject[0]] = self._when_s[subject] = now_s
-        self._when_s.move_to_end(subject)
-        while len(self._when_s) > _MAX_TOLD:
-            self._when_s.popitem(last=False)
+        self._lines.append(now_s)
+        self._subjects[subject] = now_s
+        self._subjects.move_to_end(subject)
+        while len(self._subjects) > _MAX_SUBJECTS:
+            self._subjects.popitem(last=False)
         return True
