@@ -116,17 +116,22 @@ class Backend(Protocol):
     def prepare(self, sequence: Sequence) -> None:
         """Check and build what it needs (its grammar) before it is accepted.
 
-        Raises ServiceError.
+        Also before a sequence goes on that was preempted, and so released; its emitted
+        ids are part of `ids`. Raises ServiceError.
         """
 
     def forward(self, works: Listing[Work]) -> list[Outcome]:
         """One outcome per work, in order: chunks of prefill and decode rows mixed.
 
-        Raises when the forward as a whole failed.
+        A Row says that the work's last position came out finite, also where no token
+        was due: what is computed up to there is shared from then on. Raises when the
+        forward as a whole failed; it is then tried again, all rows or each alone, from
+        the same `num_computed`, so states must not have moved.
         """
 
     def release(self, sequence: Sequence) -> None:
-        """Drop what the backend keeps for the sequence; its pages are the engine's."""
+        """Drop what the backend keeps for the sequence, at its end or when preempted;
+        its pages are the engine's."""
 
     def clear_pages(self, model: Resident, pages: Listing[int]) -> None:
         """Zero them before they are used again: NaN would leak through a mask."""

@@ -292,5 +292,6 @@ class Engine:
             queued = sum(s.model is model for s in roster.waiting)
             row = (model.slot, model.name, running, queued, model.last_used_s)
             self._page.model(*row)
+        self.kv.show()
         self._page.set("running", len(roster.running))
         self._page.set("waiting", len(roster.waiting))

@@ -97,7 +97,6 @@ class KvCache:
         account.num_live_states += bool(account.spec.state_bytes)
         self._append(sequence, num_new)
         self._begin(sequence, match, copied=bool(tail) and not taken_over)
-        self.show()
         return None
 
     def grow(self, sequence: Sequence, num_ids: int) -> Lack | None:
@@ -110,7 +109,6 @@ class KvCache:
         lack = self._make_room(account, missing, 0)
         if lack is None:
             self._append(sequence, missing)
-            self.show()
         return lack
 
     def publish(self, sequence: Sequence, *, tail: bool) -> None:
@@ -124,7 +122,6 @@ class KvCache:
         rest = sequence.num_proven - sequence.num_published * size
         if tail and rest > 0:
             self._put(sequence, rest)
-        self.show()
 
     def save_state(self, sequence: Sequence) -> None:
         """Keep its recurrent state as it is now, to be published once proven."""
@@ -150,7 +147,6 @@ class KvCache:
         account.pages.unclaim(sequence)
         account.pages.drop(sequence.pages)
         sequence.reset()
-        self.show()
 
     def evict_all(self) -> None:
         """The device is out of memory: the store holds what nobody needs."""

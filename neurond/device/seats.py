@@ -76,18 +76,13 @@ class Seats:
         Returns the works that can be computed now.
         """
         ended: Ended = []
-        ready = []
         for work in sorted(works, key=lambda w: w.sequence.arrived_s):
-            if work.sequence not in self._roster.running:
-                continue  # gave way
-            reason = self._secure(work)
-            if reason == "":
-                ready.append(work)
-            elif reason is not None:
+            reason = self._secure(work) if self._runs(work) else None
+            if reason:
                 ended.append((work.sequence, reason))
-        running = self._roster.running  # of a lower priority may give way later on
-        stay = [work for work in ready if work.sequence in running]
-        return [work for work in works if work in stay], ended
+        out = {sequence for sequence, _ in ended}
+        left = [work for work in works if work.sequence not in out]
+        return [work for work in left if self._runs(work)], ended
 
     def preempt(self, sequence: Sequence) -> None:
         """Take pages and seat; what is computed stays in the store while there is
@@ -123,6 +118,10 @@ class Seats:
             return False
         sequence.held_until_s = min(sequence.held_until_s, now_s + _HOLD_S)
         return True
+
+    def _runs(self, work: Work) -> bool:
+        """It didn't give way to another work of the step."""
+        return work.sequence in self._roster.running
 
     def _secure(self, work: Work) -> str | None:
         """ "" when the pages are there, None when it gave way, else how it ends."""
