@@ -14,6 +14,7 @@ import gc
 import os
 from collections.abc import Generator
 from collections.abc import Sequence as Listing
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,10 +22,11 @@ import torch
 
 from ipc.messages import Load, LoadProgress
 from neurond.device import encoder, loader, varlen
-from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Work
+from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Row, Work
 from neurond.device.budget import kv_budget_bytes
 from neurond.device.computing import Computing
-from neurond.device.drawing import outcomes
+from neurond.device.drawing import drawing, outcomes
+from neurond.device.masks import Masks
 from neurond.device.pagedmodel import PagedModel
 from neurond.device.probe import probe
 from neurond.device.sampler import Sampler
@@ -44,6 +46,7 @@ class TorchBackend:
         self._device = torch.device("cuda:0" if kind == "cuda" else "cpu")
         self._resident_bytes: dict[str, int] = {}
         self._models: dict[str, Computing] = {}
+        self._masks: dict[str, Masks] = {}
         self._sampler = Sampler(self._device)
 
     def open(self) -> Memory:
@@ -67,19 +70,27 @@ class TorchBackend:
         model = yield from loader.load(spec, self._device, self._settings)
         if not isinstance(model.body, encoder.EncoderBody):
             yield from self._make_ready(model)
+            folder = Path(spec.folder)
+            masks = Masks(folder, model.vocab_size, model.eos_ids)
+            self._masks[model.name] = masks
         self._resident_bytes[model.name] = model.resident_bytes
         return model
 
     def unload(self, model: Resident) -> None:
         del self._resident_bytes[model.name]
         self._models.pop(model.name, None)
+        masks = self._masks.pop(model.name, None)
+        if masks is not None:
+            masks.close()
         model.body = None
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     def prepare(self, sequence: Sequence) -> None:
-        pass
+        masks = self._masks.get(sequence.model.name)
+        if masks is not None:
+            masks.prepare(sequence)
 
     def clear_pages(self, model: Resident, pages: Listing[int]) -> None:
         with torch.inference_mode():
@@ -110,14 +121,26 @@ class TorchBackend:
         probe(self._device)
 
     def forward(self, works: Listing[Work]) -> list[Outcome]:
-        model = works[0].sequence.model
         with torch.inference_mode():
-            if isinstance(model.body, encoder.EncoderBody):
+            if isinstance(works[0].sequence.model.body, encoder.EncoderBody):
                 return encoder.forward(works)
-            logits = self._models[model.name].compute(works)
-            found = outcomes(works, logits, self._sampler)
-        if self._device.type == "cuda" and not any(work.draws for work in works):
+            found = self._compute(works)
+        if self._device.type == "cuda" and not drawing(works):
             torch.cuda.synchronize(self._device)  # a fault shows in its own step
+        return found
+
+    def _compute(self, works: Listing[Work]) -> list[Outcome]:
+        """Grammars are followed on a side thread while the model computes."""
+        name = works[0].sequence.model.name
+        masks = self._masks[name]
+        drawn = drawing(works)
+        filling = masks.begin([works[index].sequence for index in drawn])
+        logits = self._models[name].compute(works)
+        found = outcomes(works, logits, self._sampler, filling.take())
+        for index in drawn:
+            outcome = found[index]
+            if isinstance(outcome, Row) and outcome.token is not None:
+                masks.accept(works[index].sequence, outcome.token)
         return found
 
     def _make_ready(self, model: Resident) -> Generator[LoadProgress, None, None]:

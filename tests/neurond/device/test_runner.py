@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -244,11 +245,39 @@ def test_the_embedded_model_knows_the_capital_of_france() -> None:
     host.load(folder)
     [ids] = host.run(encode("What is the capital of France?"))
     assert tokenizer.decode(ids) == "The capital of France is Paris."
+    grammar = '{"regex": "Rome, 1[0-9]{3}"}'
+    question = encode("When did Napoleon see the Colosseum?")
+    free = encode("Name three colours.")
+    host.engine.submit(WORKER, make_submit(0, question, grammar=grammar))
+    host.engine.submit(WORKER, make_submit(1, free, max_tokens=20))
+    messages = host.drain()
+    written = tokenizer.decode(emitted(messages, 0))
+    assert re.fullmatch("Rome, 1[0-9]{3}", written)
+    assert len(emitted(messages, 1)) == 20
     # in bfloat16 near ties would fall either way
     host.load(folder, model="exact", dtype="float32")
     prompt = encode("🙂🚀 日本の首都 " + "the cat sat on the mat. " * 4)
     wanted = tiny.reference(folder, prompt, 8, eos=2, dtype=torch.float32)
     assert host.run(prompt, model="exact", max_tokens=8) == [wanted]
+
+
+def test_s82_a_recurrent_prefix_is_reused_only_where_its_state_was_saved(
+    folders: dict[str, Path],
+) -> None:
+    host = Host(page_tokens=16, prefill_chunk=32)
+    host.load(folders["qwen3_5"])
+    first = PROMPTS[3]
+    [answer] = host.run(first, max_tokens=6)
+    turns = [
+        (*first, *answer, 9, 8, 7),  # the conversation goes on
+        (*first[:90], 3, 3, 3),  # leaves it in the middle
+        (*first[:64], *PROMPTS[2]),
+        first,
+    ]
+    for turn in turns:
+        wanted = tiny.reference(folders["qwen3_5"], turn, 6)
+        assert host.run(turn, max_tokens=6) == [wanted]
+    assert host.page.read().counters["cached_tokens_total"] > 0
 
 
 @pytest.mark.gpu
