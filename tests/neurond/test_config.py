@@ -12,7 +12,9 @@ import pytest
 from ipc.settings import ConfigError, dump
 from neurond import config
 from neurond.config import Config, Model
+from neurond.serving.hygiene import Rule
 
+LISTS = ("model", "hygiene")
 EXAMPLE = Path(__file__).resolve().parents[2] / "etc" / "neuron.toml"
 
 
@@ -40,12 +42,12 @@ def test_the_file_that_is_shipped_names_every_field() -> None:
     text = EXAMPLE.read_text()
     shown = tomllib.loads(text)
     for section in fields(Config):
-        if section.name == "model":
+        if section.name in LISTS:
             continue
         for field in fields(type(getattr(Config(), section.name))):
             is_there = field.name in shown[section.name]
             assert is_there or f"# {field.name} = " in text, field.name
-    for field in fields(Model):
+    for field in (*fields(Model), *fields(Rule)):
         assert f"# {field.name} = " in text, field.name
 
 
@@ -118,7 +120,7 @@ def test_every_field_is_tried_here() -> None:
     known = {
         (section.name, field.name)
         for section in fields(Config)
-        if section.name != "model"
+        if section.name not in LISTS
         for field in fields(type(getattr(Config(), section.name)))
     }
     assert known == set(FIELDS)
@@ -211,6 +213,30 @@ def test_a_model_that_makes_no_sense_is_refused(model: str, tmp_path: Path) -> N
 def test_a_model_may_not_be_there_twice(tmp_path: Path) -> None:
     one = '[[model]]\nid = "tiny"\nsource = "fake"\n'
     assert "'tiny' is there twice" in refusal(written(tmp_path, one + one))
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ("pattern = '('", "pattern is no regular expression"),
+        ("pattern = '(a+)+$'", "pattern could take too long"),
+        ("", "pattern is required: no shipped rule is 'mine'"),
+        ("pattern = 'x'\nroles = ['robot']", "roles: 'robot'"),
+        ("pattern = 'x'\naction = 'drop'", "action: must be one of strip, move"),
+        ("pattern = 'x'\nfirst_chars = 70000", "first_chars: must be at most 65536"),
+    ],
+)
+def test_s75_a_rule_that_makes_no_sense_is_refused_by_its_key(
+    rule: str, says: str, tmp_path: Path
+) -> None:
+    text = refusal(written(tmp_path, f"[[hygiene]]\nname = 'mine'\n{rule}\n"))
+    assert "[[hygiene]]" in text
+    assert says in text
+
+
+def test_a_rule_may_not_be_there_twice(tmp_path: Path) -> None:
+    one = "[[hygiene]]\nname = 'billing-line'\nenabled = false\n"
+    assert "'billing-line' is there twice" in refusal(written(tmp_path, one + one))
 
 
 @pytest.mark.parametrize(
