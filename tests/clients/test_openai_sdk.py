@@ -7,9 +7,10 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
 
 from tests.clients.stack import EMBEDDER, MODEL, Stack
@@ -172,6 +173,83 @@ def test_tokens_are_counted_as_a_chat_uses_them(
     assert counted["count"] == used.prompt_tokens == len(counted["tokens"])
     back = post("/detokenize", {"tokens": counted["tokens"]})
     assert QUESTION[0]["content"] in back["prompt"]
+
+
+class Capital(pydantic.BaseModel):
+    """A country and its capital."""
+
+    country: Literal["France", "Norway"]
+    capital: str = pydantic.Field(max_length=20)
+    inhabitants: int = pydantic.Field(ge=0, le=9999999)
+
+
+def test_an_answer_has_the_shape_that_was_asked_for_at_any_temperature(
+    client: openai.OpenAI,
+) -> None:
+    for temperature in (0.0, 1.5):
+        answer = client.chat.completions.parse(
+            model=MODEL,
+            messages=QUESTION,
+            temperature=temperature,
+            seed=3,
+            max_completion_tokens=200,
+            response_format=Capital,
+        )
+        assert answer.choices[0].finish_reason == "stop"
+        assert isinstance(answer.choices[0].message.parsed, Capital)
+
+
+def test_a_function_is_called_because_it_has_to_be(client: openai.OpenAI) -> None:
+    schema = Capital.model_json_schema()
+    tool: Any = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=QUESTION,
+        temperature=0,
+        max_completion_tokens=200,
+        tools=[tool],
+        tool_choice="required",
+    )
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert answer.choices[0].message.tool_calls is not None
+    call: Any = answer.choices[0].message.tool_calls[0]
+    assert isinstance(Capital.model_validate_json(call.function.arguments), Capital)
+
+
+def test_one_of_the_choices_is_chosen(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=QUESTION,
+        temperature=1.5,
+        extra_body={"guided_choice": ["Paris", "Oslo", "größer"]},
+    )
+    assert answer.choices[0].message.content in ("Paris", "Oslo", "größer")
+
+
+def test_the_greedy_token_is_the_most_likely_one(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, temperature=0, logprobs=True, top_logprobs=2
+    )
+    assert answer.choices[0].logprobs is not None
+    entries = answer.choices[0].logprobs.content or []
+    assert "".join(entry.token for entry in entries) == ANSWER
+    for entry in entries:
+        best, second = entry.top_logprobs
+        assert (entry.token, entry.logprob) == (best.token, best.logprob)
+        assert 0 >= best.logprob >= second.logprob
+
+
+def test_several_answers_differ_and_share_the_prompt(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, temperature=1.2, seed=5, n=4, max_tokens=12
+    )
+    assert len({choice.message.content for choice in answer.choices}) > 1
+    alone = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, max_completion_tokens=1
+    )
+    assert answer.usage is not None
+    assert alone.usage is not None
+    assert answer.usage.prompt_tokens == alone.usage.prompt_tokens
 
 
 def test_zz_ctrl_c_ends_it_with_nothing_left(stack: Stack) -> None:
