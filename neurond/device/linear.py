@@ -6,15 +6,14 @@ that are read), a second, dense one serves many (bound by arithmetic):
 
     kind     few rows                            many rows
     none     dense                               dense
-    int8     8-bit, a scale per row; a head in   dense, of the same values
-             two bytes a number (`Split`)
+    int8     8-bit, a scale per row              dense, of the same values
     int4     4-bit, requantised in groups        dense, of the same values
     blocks   4-bit, the file's own blocks        dense, of the same values
 
-Without `keep_dense` the quantised copy serves all rows: 0.3 of the memory, but slow
-prefill. A shape or a processor that a kernel can't take falls back to dense. On CPU
-dense bfloat16 is kept in oneDNN's layout; a processor without bfloat16 arithmetic
-computes in float32.
+Without `keep_dense` the quantised copy serves all rows: a fifth (4-bit) or a third of
+the memory, but prefill is 10 or 3 times slower. A shape or a processor that a kernel
+can't take falls back to dense. On CPU dense bfloat16 is kept in oneDNN's layout; a
+processor without bfloat16 arithmetic computes in float32.
 
 Invariant: the values differ from the packed source by rounding of the kind alone,
 whatever kernel computes. Tensors are plain attributes: a module's parameters and
@@ -46,8 +45,9 @@ KINDS = ("none", "int8", "int4", "blocks")
 ALL_ROWS = 1 << 62
 _WIDE = 8192
 # Rows up to which a quantised kernel is faster than dense bfloat16 (bench/linear.py),
-# with and without AMX.
-_FEW_ROWS: dict[Any, tuple[int, int]] = {Int4: (4, 16), Int8: (2, 8), Split: (16, 16)}
+# with and without AMX; for a head, whose rounding costs nothing beside it, more.
+_FEW_ROWS: dict[Any, tuple[int, int]] = {Int4: (7, 16), Int8: (2, 8), Split: (2, 8)}
+_HEAD_ROWS = 16
 _CUDA_ROWS = 16
 _FORMS: dict[str, Any] = {
     "int4": Int4,
@@ -132,7 +132,7 @@ def pack(
     if not plan.keep_dense:
         return PackedLinear(few, few, ALL_ROWS, shape)
     dense = _dense(source, bias, plan, processor)
-    return PackedLinear(few, dense, _few_rows(few, plan, processor), shape)
+    return PackedLinear(few, dense, _few_rows(few, shape[0], plan, processor), shape)
 
 
 def from_state(state: dict[str, Tensor], device: torch.device) -> PackedLinear:
@@ -213,7 +213,7 @@ def _int8(
 ) -> tuple[Kernel, Tensor]:
     codes, scale = quantise.quantise_int8(weight)
     values = codes.to(kernels.BF16).mul_(scale.unsqueeze(1))
-    if plan.device.type == "cpu" and processor.bfloat16 and len(codes) >= _WIDE:
+    if plan.device.type == "cpu" and processor.bfloat16:
         return Split(codes, scale.float(), bias), values
     return Int8(codes.to(plan.device), scale.to(plan.device), bias), values
 
@@ -232,9 +232,11 @@ def _dense(
     return Dense(weight, moved)
 
 
-def _few_rows(few: Kernel, plan: LinearPlan, processor: Processor) -> int:
+def _few_rows(few: Kernel, rows: int, plan: LinearPlan, processor: Processor) -> int:
     if plan.device.type == "cuda":
         return _CUDA_ROWS
+    if isinstance(few, Split) and rows >= _WIDE:
+        return _HEAD_ROWS
     with_amx, without = _FEW_ROWS[type(few)]
     return with_amx if processor.matrix_units else without
 

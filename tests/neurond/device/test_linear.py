@@ -154,7 +154,7 @@ def test_a_processor_without_vectors_computes_dense_in_float32() -> None:
     assert layer.state()["few.dense.weight"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4", "blocks"])
+@pytest.mark.parametrize("kind", ["int4", "blocks"])
 def test_the_four_bit_kernel_is_never_fed_float32(kind: str) -> None:
     layer = make(kind)
     wide = rows_of(1).float()
