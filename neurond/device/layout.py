@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import cache_utils
 from transformers.cache_utils import (
-    DummyLayer,
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -25,6 +25,9 @@ from transformers.cache_utils import (
 from neurond.device.pool import LayerShape
 
 TRIAL_IDS = tuple(range(1, 25))
+PLACEHOLDER: Any = getattr(cache_utils, "DummyLayer", None)
+"""What stands for a layer that keeps nothing; older transformers has none."""
+
 _PAGED = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
@@ -82,7 +85,7 @@ def layout_of(module: Any, cache: Any) -> Layout | None:
     shapes = [_shape(layer) for layer in cache.layers]
     states = [_state(layer) for layer in cache.layers]
     for layer, shape, state in zip(cache.layers, shapes, states, strict=True):
-        if not shape and not state and type(layer) is not DummyLayer:
+        if not shape and not state and type(layer) is not PLACEHOLDER:
             return None
     dtypes = {layer.keys.dtype for layer in cache.layers if type(layer) in _PAGED}
     if len(dtypes) != 1:

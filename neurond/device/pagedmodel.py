@@ -27,7 +27,7 @@ from neurond.device.graphs import (
     sizes_for,
 )
 from neurond.device.inputs import Feed, Inputs
-from neurond.device.layout import Layout
+from neurond.device.layout import PLACEHOLDER, Layout
 from neurond.device.loader import Body
 from neurond.device.paged import PagedCache, PagedLayer
 from neurond.device.pool import Pool
@@ -167,12 +167,10 @@ class PagedModel:
 
     def _others(self, layout: Layout) -> dict[int, Any]:
         """Cache layers without KV: with a state, or with nothing."""
-        from transformers.cache_utils import DummyLayer
-
         others: dict[int, Any] = dict(self._states.layers)
         for index, (shape, state) in enumerate(
             zip(layout.shapes, layout.states, strict=True)
         ):
             if shape is None and state is None:
-                others[index] = DummyLayer()
+                others[index] = PLACEHOLDER()
         return others
