@@ -27,7 +27,9 @@ from neurond.serving.tokens import check_vocabulary, checked_ids
 
 MAX_SEQUENCES = 64
 MAX_SCORES = 1 << 18
-"""Of all prompts together; each is an entry of some list in the answer."""
+MAX_STREAMED_SCORES = 1 << 16
+"""Of all prompts together; each is an entry of some list in the answer. Those of a
+stream are written between the frames of others."""
 _MAX_TOKENS = 16
 """The dialect's own default."""
 
@@ -78,11 +80,12 @@ class CompletionRequest:
         """Scores of prompts of so many tokens. Raises ClientError: too many."""
         num_top: int = self.sampling.given.get("prompt_logprobs", -1)
         num_scores = (1 + num_top) * num_ids * self.sampling.n
-        if num_scores > MAX_SCORES:
+        limit = MAX_STREAMED_SCORES if self.stream else MAX_SCORES
+        if num_scores > limit:
             name = "logprobs" if self.prompt_logprobs < 0 else "prompt_logprobs"
             words = (
                 f"{name} of these prompts would be {num_scores} figures,"
-                f" {MAX_SCORES} at most; ask for fewer, or send less at once"
+                f" {limit} at most; ask for fewer, or send less at once"
             )
             raise ClientError(words, param=name)
         return num_scores

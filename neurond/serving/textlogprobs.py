@@ -37,13 +37,14 @@ class TextLogprobs:
     def __init__(self, num_top: int) -> None:
         self._num_top = num_top
         self._decoder = _utf8("replace")
-        self._offset = 0
-        self._ahead = ""  # shown, and of no token so far
+        self._text = ""  # what is shown; before `_begin` it was cut off
+        self._begin = 0
+        self._at = 0
 
     def prompt(self, text: str, tokens: Sequence[Scored]) -> Body:
         """Of a prompt that is shown as `text`, before anything else is."""
         body = self._of(text, tokens)
-        self._offset, self._ahead = len(text), ""
+        self._at = len(self._text)
         self._decoder.reset()
         return body
 
@@ -51,7 +52,8 @@ class TextLogprobs:
         return self._of(shown.text, shown.scores)
 
     def _of(self, text: str, tokens: Sequence[Scored]) -> Body:
-        self._ahead += text
+        self._begin += self._at
+        self._text, self._at = self._text[self._at :] + text, 0
         return {
             "text_offset": [self._place(token) for token, _, _ in tokens],
             "token_logprobs": [
@@ -65,13 +67,12 @@ class TextLogprobs:
     def _place(self, token: bytes) -> int:
         """Where it begins; what follows is looked for behind it."""
         text = self._decoder.decode(token)
-        at = self._ahead.find(text, 0, len(text) + _SLACK_CHARS)
-        if not text or at < 0:
-            return self._offset
-        begin = self._offset + at
-        self._offset = begin + len(text)
-        self._ahead = self._ahead[at + len(text) :]
-        return begin
+        end = self._at + len(text) + _SLACK_CHARS
+        found = self._text.find(text, self._at, end) if text else -1
+        if found < 0:
+            return self._begin + self._at
+        self._at = found + len(text)
+        return self._begin + found
 
     def _tops(self, tokens: Iterable[Scored]) -> list[dict[str, float] | None] | None:
         if not self._num_top:

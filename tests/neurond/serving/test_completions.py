@@ -15,6 +15,7 @@ from neurond.device import fakemodel
 from neurond.serving.completions import (
     MAX_SCORES,
     MAX_SEQUENCES,
+    MAX_STREAMED_SCORES,
     encoded,
     parse_completion,
 )
@@ -141,6 +142,9 @@ def test_more_scores_than_an_answer_can_carry_are_refused() -> None:
     with pytest.raises(ClientError) as caught:
         request.check_scores(MAX_SCORES)
     assert caught.value.param == "logprobs"
+    streamed = parse_completion(body(echo=True, logprobs=0, stream=True))
+    with pytest.raises(ClientError):
+        streamed.check_scores(MAX_STREAMED_SCORES + 1)
     assert parse_completion(body(logprobs=20)).check_scores(MAX_SCORES) == 0
 
 
