@@ -1,7 +1,7 @@
 """Which tokens the grammars of running sequences allow next.
 
 Device process, torch-free. Per model: its tokenizer as llguidance wants it, built on a
-side thread while the model loads. Per sequence: a matcher, kept in `sequence.grammar`
+side thread. Per sequence: a matcher, kept in `sequence.grammar`
 as a Constraint. Around a forward:
 
     filling = masks.begin(sequences)   side thread fills the bitmask …
@@ -17,6 +17,7 @@ never comes back costs one wait and its thread, not the others.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from collections.abc import Sequence as Listing
 from concurrent.futures import Future
@@ -86,7 +87,12 @@ class Filling:
 
 
 class Masks:
-    """Of one resident model. Owns the tokenizer and the side thread."""
+    """Of one resident model. Owns the tokenizer and the side thread.
+
+    Building the tokenizer takes 0.3 to 1 s and, unlike all else here, holds the
+    interpreter: with `build_now` off it waits for the first grammar. Let it be on where
+    no stream can be running.
+    """
 
     def __init__(
         self,
@@ -94,6 +100,7 @@ class Masks:
         vocab_size: int,
         eos_ids: Collection[int],
         *,
+        build_now: bool = True,
         compile_s: float = _COMPILE_S,
         fill_s: float = _FILL_S,
     ) -> None:
@@ -102,9 +109,10 @@ class Masks:
         self._compile_s = compile_s
         self._fill_s = fill_s
         self._side = SideThread("masks")
-        self._tokenizer = self._side.submit(
-            lambda: _tokenizer(folder, vocab_size, sorted(eos_ids))
+        self._build = functools.partial(
+            _tokenizer, folder, vocab_size, sorted(self._eos_ids)
         )
+        self._tokenizer = self._side.submit(self._build) if build_now else None
 
     def close(self) -> None:
         self._side.stop()
@@ -205,6 +213,8 @@ class Masks:
 
     def _await_tokenizer(self) -> LLTokenizer:
         refusal = "unsupported_parameter"
+        if self._tokenizer is None:
+            self._tokenizer = self._side.submit(self._build)
         try:
             return self._tokenizer.result(_BUILD_S)
         except TimeoutError:

@@ -71,7 +71,9 @@ class TorchBackend:
         if not isinstance(model.body, encoder.EncoderBody):
             yield from self._make_ready(model)
             folder = Path(spec.folder)
-            masks = Masks(folder, model.vocab_size, model.eos_ids)
+            alone = not self._masks  # or others may be streaming
+            eos_ids = model.eos_ids
+            masks = Masks(folder, model.vocab_size, eos_ids, build_now=alone)
             self._masks[model.name] = masks
         self._resident_bytes[model.name] = model.resident_bytes
         return model

@@ -301,6 +301,15 @@ def test_more_rows_than_tokens_and_fewer(folder: Path, tokenizer: Tokenizer) -> 
         padded.close()
 
 
+def test_the_tokenizer_can_wait_for_the_first_grammar(
+    folder: Path, tokenizer: Tokenizer
+) -> None:
+    late = Masks(folder, VOCAB_SIZE, {tiny.EOS}, build_now=False)
+    late.prepare(bound(""))
+    assert len(allowed(late, prepared(late, NESTED))) == 1
+    late.close()
+
+
 def test_a_model_without_a_tokenizer_has_no_structured_output(tmp_path: Path) -> None:
     bare = Masks(tmp_path, VOCAB_SIZE, {tiny.EOS})
     with pytest.raises(ServiceError) as caught:
