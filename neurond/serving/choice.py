@@ -106,11 +106,12 @@ class Choice:
         top: Sequence[TopScores],
     ) -> None:
         for index, token in enumerate(ids):
-            first = self._detokenizer.first
-            text = self._decode(token)
             if logprobs:
                 others = top[index] if top else ()
-                self._hold(token, logprobs[index], others, first=first)
+                text = self._scored(token, logprobs[index], others)
+            else:
+                text = self._detokenizer.push((token,))
+            self.num_tokens += 1
             if self._stopped_by(text):
                 self.finish = "stop"
                 break
@@ -138,17 +139,15 @@ class Choice:
         self.error = error
         self._on_change()
 
-    def _decode(self, token: int) -> str:
-        text = self._detokenizer.push((token,))
-        self.num_tokens += 1
-        self._num_decoded += len(text)
-        return text
-
-    def _hold(self, token: int, logprob: float, top: TopScores, *, first: bool) -> None:
-        # the character that is not whole yet will be one more
-        end_chars = self._num_decoded + self._detokenizer.is_split
+    def _scored(self, token: int, logprob: float, top: TopScores) -> str:
+        """The text of a token, whose score waits for it to be shown."""
+        first = self._detokenizer.first
         score = score_of(self._pieces, token, logprob, top, first=first)
-        self._held.hold(score, end_chars)
+        text = self._detokenizer.push((token,))
+        self._num_decoded += len(text)
+        # the character that is not whole yet will be one more
+        self._held.hold(score, self._num_decoded + self._detokenizer.is_split)
+        return text
 
     def _stopped_by(self, text: str) -> bool:
         """Show what may be shown of it; True when a stop string is complete.
@@ -164,17 +163,19 @@ class Choice:
 
     def _show(self, text: str, *, is_last: bool = False) -> None:
         self._num_shown += len(text)
-        scores = self._held.release(self._num_shown)
-        if is_last:
-            scores += self._held.flush()
-        if not text and not scores:
+        num_chars = len(text) + (self._release(is_last) if self._held.waiting else 0)
+        if not num_chars:
             return
         if not self._pending_chars:
             self._pending_since_s = self._clock()
         self._pending.append(text)
+        self._pending_chars += num_chars
+
+    def _release(self, is_last: bool) -> int:
+        """Show the scores that are due; what they take in a frame, in characters."""
+        scores = self._held.flush() if is_last else self._held.release(self._num_shown)
         self._scores += scores
-        entries = sum(1 + len(score.top) for score in scores)
-        self._pending_chars += len(text) + _ENTRY_CHARS * entries
+        return _ENTRY_CHARS * sum(1 + len(score.top) for score in scores)
 
     def _unread(self) -> bool:
         if not self._paced or not self._pending_chars:

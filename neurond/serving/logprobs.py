@@ -44,28 +44,28 @@ def score_of(
 
 
 class ScoreBuffer:
-    """Scores that wait for their text."""
+    """Scores that wait for their text; `waiting` has each with its token's end."""
 
-    __slots__ = ("_held",)
+    __slots__ = ("waiting",)
 
     def __init__(self) -> None:
-        self._held: deque[tuple[int, Score]] = deque()
+        self.waiting: deque[tuple[int, Score]] = deque()
 
     def hold(self, score: Score, end_chars: int) -> None:
         """`end_chars`: characters of the answer up to the end of this token."""
-        self._held.append((end_chars, score))
+        self.waiting.append((end_chars, score))
 
     def release(self, shown_chars: int) -> list[Score]:
         """The scores whose text is shown, now that `shown_chars` are."""
         released: list[Score] = []
-        while self._held and self._held[0][0] <= shown_chars:
-            released.append(self._held.popleft()[1])
+        while self.waiting and self.waiting[0][0] <= shown_chars:
+            released.append(self.waiting.popleft()[1])
         return released
 
     def flush(self) -> list[Score]:
         """The rest, once nothing can follow."""
-        rest = [score for _, score in self._held]
-        self._held.clear()
+        rest = [score for _, score in self.waiting]
+        self.waiting.clear()
         return rest
 
 
