@@ -15,7 +15,7 @@ from ipc.errors import ClientError
 from neurond.serving import fields
 from neurond.serving.messages import Message, parse_messages
 from neurond.serving.sampling import MAX_TOP_LOGPROBS, SamplingRequest, parse_sampling
-from neurond.serving.structured import Grammar, parse_structured
+from neurond.serving.structured import Grammar, ending, parse_structured
 from neurond.serving.tools import ToolRequest, parse_tools
 
 MAX_MODEL_CHARS = 256
@@ -89,8 +89,10 @@ def _max_tokens(body: fields.Body) -> int | None:
 def _grammar(body: fields.Body, tools: ToolRequest) -> Grammar | None:
     """`response_format` is about content, of which a forced call has none."""
     shape = parse_structured(body)
-    if tools.grammar is None or shape is None:
-        return tools.grammar or shape
+    if tools.grammar is None:
+        return shape
+    if shape is None:
+        return ending(body, tools.grammar)
     if not shape.param.startswith("response_format"):
         words = f"{shape.param} and a forced tool call exclude each other"
         raise ClientError(words, param=shape.param)

@@ -43,7 +43,18 @@ def parse_structured(body: fields.Body) -> Grammar | None:
     if len(asked) > 1:
         names = " and ".join(name for name, _ in asked)
         raise ClientError(f"{names} exclude each other", param=asked[1][0])
-    return asked[0][1] if asked else None
+    return ending(body, asked[0][1]) if asked else None
+
+
+def ending(body: fields.Body, grammar: Grammar) -> Grammar:
+    """The same grammar. An answer has to end where its grammar does.
+
+    Raises ClientError when it may not.
+    """
+    if fields.flag(body, "ignore_eos"):
+        words = f"ignore_eos and {grammar.param} exclude each other"
+        raise ClientError(words, param="ignore_eos")
+    return grammar
 
 
 def grammar_of(kind: str, value: Any, param: str) -> Grammar:
@@ -73,7 +84,8 @@ def _response_format(value: object, param: str) -> Grammar | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        return grammar_of("json_schema", ANY_OBJECT, param)
+        schema = value.get("schema")  # some clients' spelling of json_schema
+        return _schema(ANY_OBJECT if schema is None else schema, f"{param}.schema")
     if kind != "json_schema":
         wanted = "text, json_object or json_schema"
         raise fields.invalid(f"{param}.type", wanted, kind)

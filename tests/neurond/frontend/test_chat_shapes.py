@@ -115,6 +115,11 @@ def test_a_shape_reaches_the_device_as_a_grammar(
             "tools",
             "",
         ),
+        (
+            {"tools": TOOLS, "tool_choice": NAMED, "ignore_eos": True},
+            "ignore_eos",
+            "exclude",
+        ),
         ({"tools": TOOLS}, "tools", "auto"),
         ({"tools": TOOLS, "tool_choice": {"type": "x"}}, "tool_choice", ""),
         ({"top_logprobs": 5}, "top_logprobs", ""),

@@ -46,6 +46,10 @@ def schema_format(schema: Any = SCHEMA, **more: Any) -> dict[str, Any]:
             {"response_format": {"type": "json_object"}},
             {"json_schema": {"type": "object"}},
         ),
+        (
+            {"response_format": {"type": "json_object", "schema": SCHEMA}},
+            {"json_schema": SCHEMA},
+        ),
         ({"guided_json": SCHEMA}, {"json_schema": SCHEMA}),
         ({"guided_json": json.dumps(SCHEMA)}, {"json_schema": SCHEMA}),
         ({"guided_regex": "[a-z]+"}, {"regex": "[a-z]+"}),
@@ -95,6 +99,11 @@ def test_nothing_asked_is_no_grammar(fields: dict[str, Any]) -> None:
             {"response_format": schema_format([SCHEMA])},
             "response_format.json_schema.schema",
         ),
+        (
+            {"response_format": {"type": "json_object", "schema": "x"}},
+            "response_format.schema",
+        ),
+        ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos"),
         ({"guided_json": "{nonsense"}, "guided_json"),
         ({"guided_json": "[]"}, "guided_json"),
         ({"guided_json": 5}, "guided_json"),
