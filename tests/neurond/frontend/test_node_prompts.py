@@ -93,14 +93,15 @@ def test_s75_a_text_that_is_moved_is_still_in_the_prompt(node: Node) -> None:
 def test_s75_the_journal_says_once_where_a_conversation_left_its_course(
     node: Node,
 ) -> None:
-    before = turn(node, "run 1 ", "It serves. " * 9, "More. " * 9)
+    turn(node, "run 1 ", "It serves. " * 9, "More. " * 9)
     assert lines(node, "left the course") == []
-    for number in (2, 3):
-        usage = turn(node, f"run {number} ", "It serves. " * 9, "More. " * 9)
-        assert cached(usage) < 64
+    usages = [
+        turn(node, f"run {n} ", "It serves. " * 9, "More. " * 9 * n) for n in (2, 3)
+    ]
+    assert max(map(cached, usages)) < 64
     (line,) = lines(node, "left the course")
     at = len("<") + len("system\nrun ")  # one token for <|im_start|>, then bytes
-    total = before["prompt_tokens"]
+    total = usages[0]["prompt_tokens"]
     for told in (f"token={at}", "at_message=0", "role=system", f"shared={at}/{total}"):
         assert told in line, line
     (series,) = counted(node, "neurond_prompts_diverged_total")
