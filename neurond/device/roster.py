@@ -11,14 +11,16 @@ Invariant: a sequence that is known by its id stands in exactly one of the two l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from collections.abc import Sequence as Listing
 
 from neurond.device.backend import Resident
 from neurond.device.sequence import Sequence
 
 
 class Roster:
-    """`waiting` in order of arrival; of `running`, who was computed longest ago first.
+    """`waiting` in order of arrival; in `running` the model computed longest ago comes
+    first, and of a model the sequence.
 
     Both are written here only.
     """
@@ -55,16 +57,18 @@ class Roster:
         runs = sequence in self.running
         (self.running if runs else self.waiting).remove(sequence)
 
-    def rotate(self, sequences: Iterable[Sequence]) -> None:
-        """These were computed just now."""
-        moved = list(sequences)
-        others = [s for s in self.running if s not in moved]
-        self.running = others + moved
+    def rotate(self, sequences: Listing[Sequence]) -> None:
+        """These, all of one model, were computed just now: other models come first,
+        then those of theirs that had to wait."""
+        model = sequences[0].model
+        others = [s for s in self.running if s.model is not model]
+        waited = [s for s in self.of(model) if s not in sequences]
+        self.running = [*others, *waited, *sequences]
 
     def of(self, model: Resident) -> list[Sequence]:
         """Those of a model that run."""
         return [sequence for sequence in self.running if sequence.model is model]
 
     def next_model(self) -> Resident | None:
-        """Whose turn it is: the model of whoever was computed longest ago."""
+        """Whose turn it is."""
         return self.running[0].model if self.running else None

@@ -46,6 +46,17 @@ def test_models_take_turns() -> None:
     assert order == [1, 2] * 5
 
 
+def test_a_crowd_of_prompts_leaves_the_other_model_its_turns() -> None:
+    host = Simulation({"prefill_chunk": 10})
+    host.load("other")
+    host.ask(0, (1, 2), max_tokens=30, model="other")
+    for request in range(1, 9):
+        host.ask(request, (request, *LONG))
+    host.step(20)
+    turns = [step[0][0] == 0 for step in host.backend.steps]
+    assert turns == [True, False] * 10
+
+
 def test_a_long_prompt_stalls_no_stream_by_more_than_its_chunk() -> None:
     host = Simulation(step_ms=20, token_ms=1)
     host.ask(1, (1, 2), max_tokens=400)
@@ -121,6 +132,16 @@ def test_a_tail_that_nobody_else_uses_is_written_on_without_a_copy() -> None:
     host.answer(2, (*LONG[:20], *first, 1, 1))
     assert host.backend.copies == []
     assert host.cached(2) == 24
+
+
+def test_a_tail_that_is_still_written_is_copied() -> None:
+    host = Simulation(page_tokens=16)
+    host.ask(1, LONG[:20], max_tokens=9)
+    host.step(2)
+    host.ask(2, (*LONG[:20], 1, 1), max_tokens=9)
+    host.drain()
+    assert host.cached(2) == 20
+    assert [count for _, _, count in host.backend.copies] == [4]
 
 
 def test_choices_share_a_prompt_that_is_computed_once() -> None:
@@ -248,12 +269,15 @@ def test_s27_seat_and_pages_come_back_on_every_way_out(way: str) -> None:
     if way == "cancel":
         host.engine.cancel(1, 1)
     elif way == "unload":
-        host.engine.drop_model("m")
+        host.messages += [message for _, message in host.engine.drop_model("m")]
         assert host.engine.kv.budget.accounts == {}
         host.load("m", pages=30)
     host.sleep(2.0)
     host.drain()
     assert host.gauge("running") == 0
+    codes = {"nan": "nan_logits", "deadline": "overloaded", "unload": "no_healthy_node"}
+    if way in codes:
+        assert host.code(1) == codes[way]
     host.check_nothing_is_held()
 
 
