@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -87,6 +88,36 @@ def test_any_values_at_all_yield_a_request_or_a_named_field(
     except ClientError as error:
         problem = error.param
     assert problem is None or problem in fields
+
+
+SHAPES = (
+    "response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+    "structured_outputs", "tools", "tool_choice", "parallel_tool_calls", "ignore_eos",
+)  # fmt: skip
+WORDS = st.sampled_from(
+    ["type", "function", "name", "parameters", "json_schema", "schema", "required"]
+    + ["json", "regex", "choice", "grammar", "json_object", "none", "auto", "f"]
+)
+DOCUMENTS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3) | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(SHAPES), DOCUMENTS, max_size=3))
+def test_any_documents_at_all_yield_a_request_or_a_named_field(
+    fields: dict[str, Any],
+) -> None:
+    asked = problem = None
+    try:
+        asked = parsed(**fields).grammar
+    except ClientError as error:
+        problem = error
+    if problem is not None:
+        assert problem.status == 400
+        assert re.split(r"[.\[]", problem.param or "")[0] in fields
+    assert asked is None or len(msgspec.json.decode(asked.text)) == 1
 
 
 def test_s67_the_newer_spelling_of_max_tokens_wins() -> None:
