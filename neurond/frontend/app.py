@@ -106,12 +106,13 @@ class Worker:
 
     def _add_routes(self, app: falcon.asgi.App[Request, Response]) -> None:
         node, settings = self._node, self._settings
+        prompts = Prompts(settings.hygiene, self._journal)
         intake = Intake(
             node,
             self._library,
             self._devices,
             self._table,
-            Prompts(settings.hygiene, self._journal),
+            prompts,
             body_bytes=settings.body_bytes,
         )
         answering = Answering(node, self._table, self._journal)
@@ -143,7 +144,8 @@ class Worker:
             max_sequences=settings.max_queue,
         )
         app.add_route("/v1/completions", texts)
-        app.add_route("/tokenize", TokenizeResource(shelf, body_bytes=body_bytes))
+        counted = TokenizeResource(shelf, prompts, body_bytes=body_bytes)
+        app.add_route("/tokenize", counted)
         app.add_route("/detokenize", DetokenizeResource(shelf, body_bytes=body_bytes))
 
     def _on_facts(self, facts: Facts) -> None:

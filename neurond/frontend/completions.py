@@ -78,8 +78,8 @@ class CompletionsResource:
         """Raises ServiceError."""
         body = await read_json(req, limit_bytes=self._body_bytes)
         request = parse_completion(body)
-        self._check_room(request)
-        fact = self._intake.admit(request.model)
+        num_sequences = self._num_sequences(request)
+        fact = self._intake.admit(request.model, num_sequences=num_sequences)
         served = await self._library.get(request.model, timeout_s=_TOKENIZER_S)
         window = int(fact["context"])
         if request.grammar is not None:
@@ -95,12 +95,13 @@ class CompletionsResource:
             line=self._intake.line(fact),
         )
 
-    def _check_room(self, request: CompletionRequest) -> None:
+    def _num_sequences(self, request: CompletionRequest) -> int:
         """Raises ClientError for what could never be taken, however idle the node."""
         num = request.sampling.n * len(request.prompts)
         if num > self._max_sequences:
             wanted = f"at most {self._max_sequences} for all prompts together"
             raise fields.invalid("n", wanted, num)
+        return num
 
     async def _answer(
         self, req: Request, resp: Response, prepared: Prepared, running: Running

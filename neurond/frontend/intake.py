@@ -59,8 +59,7 @@ class Intake:
         """Raises ServiceError."""
         body = await read_json(req, limit_bytes=self._body_bytes)
         request = parse_chat(body)
-        fact = self.admit(request.model)
-        self._table.check_room(request.sampling.n)
+        fact = self.admit(request.model, num_sequences=request.sampling.n)
         served = await self._library.get(request.model, timeout_s=_TOKENIZER_S)
         window = int(fact["context"])
         if request.grammar is not None:
@@ -80,13 +79,13 @@ class Intake:
         order = Order(submit, asked.n, asked.stop, served.tokenizer, request.stream)
         return Prepared(request, order, self.line(fact))
 
-    def admit(self, model: str, kind: str = "chat") -> Facts:
+    def admit(self, model: str, kind: str = "chat", *, num_sequences: int = 1) -> Facts:
         """The model's fact. Raises ServiceError: not now, no room, not its kind."""
         fact = self._node.model(model)
         refusal = admission.refusal(self._node.state, model, fact, kind)
         if refusal is not None or fact is None:
             raise refusal or error_for("internal_error", "admitted without a fact")
-        self._table.check_room()
+        self._table.check_room(num_sequences)
         return fact
 
     def line(self, fact: Facts) -> DeviceLine:

@@ -9,9 +9,12 @@ Invariant: the event loop reads no file and encodes no long text.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ipc.errors import error_for
 from neurond.frontend import admission
 from neurond.frontend.node import Facts, Node
+from neurond.frontend.prompts import Prompts
 from neurond.serving import tokens
 from neurond.serving.edge import Request, Response, read_json
 from neurond.serving.library import Library, ServedModel
@@ -48,14 +51,17 @@ class Shelf:
 
 
 class TokenizeResource:
-    def __init__(self, shelf: Shelf, *, body_bytes: int) -> None:
+    def __init__(self, shelf: Shelf, prompts: Prompts, *, body_bytes: int) -> None:
         self._shelf = shelf
+        self._prompts = prompts
         self._body_bytes = body_bytes
 
     async def on_post(self, req: Request, resp: Response) -> None:
         body = await read_json(req, limit_bytes=self._body_bytes)
         request = tokens.parse_tokenize(body)
         served, window = await self._shelf.get(request.model)
+        cleaned = self._prompts.cleaned(request.model, request.messages)
+        request = replace(request, messages=cleaned)
         resp.content_type = "application/json"
         resp.data = await self._shelf.library.work(
             lambda: tokens.tokenized(request, served, window),

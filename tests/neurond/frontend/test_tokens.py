@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ipc.errors import ClientError
 from neurond.device import fakemodel
+from neurond.serving.hygiene import Rule
 from tests.neurond.frontend.stage import Stage, on_stage
 
 HI = [{"role": "user", "content": "hi"}]
@@ -37,6 +38,21 @@ def test_messages_count_what_the_chat_says_that_it_used(tmp_path: Path) -> None:
         assert counted == chatted
 
     on_stage(tmp_path, play)
+
+
+def test_s75_noise_that_a_chat_leaves_out_is_not_counted(tmp_path: Path) -> None:
+    noisy = [{"role": "system", "content": "now=123\nbe kind"}, *HI]
+    rules = (Rule("clock", r"\Anow=\d{1,9}\n"),)
+
+    async def play(stage: Stage) -> None:
+        counted = (await stage.post("/tokenize", messages=noisy)).json["count"]
+        answer = await stage.post("/v1/chat/completions", messages=noisy)
+        assert counted == answer.json["usage"]["prompt_tokens"]
+        clean = [{"role": "system", "content": "be kind"}, *HI]
+        told = await stage.post("/tokenize", messages=clean)
+        assert told.json["count"] == counted
+
+    on_stage(tmp_path, play, hygiene=rules)
 
 
 def test_a_model_that_is_not_loaded_is_read_from_where_the_supervisor_says(
