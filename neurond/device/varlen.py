@@ -29,7 +29,11 @@ _DTYPES = (torch.bfloat16, torch.float16)
 
 
 class Kernel:
-    """`num_splits` = 1 keeps a row's result apart from the rest of the batch."""
+    """`num_splits` = 1 keeps a row's result apart from the rest of the batch.
+
+    `gives_starts`: where keys would start without a table is passed on as well; some
+    versions ask for it, others refuse it, and none reads it.
+    """
 
     def __init__(
         self,
@@ -37,7 +41,10 @@ class Kernel:
         page_tokens: int,
         num_splits: int | None,
         dtypes: tuple[torch.dtype, ...] = _DTYPES,
+        *,
+        gives_starts: bool = False,
     ) -> None:
+        self._gives_starts = gives_starts
         self._dtypes = dtypes
         self._function = function
         self._page_tokens = page_tokens
@@ -62,16 +69,50 @@ class Kernel:
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         """`query` [1, H, N, D]; the output is [N, H, D]."""
-        keys, values = layer.group.tokens(layer.index)
-        paged = (-1, self._page_tokens, *keys.shape[1:])
         window = layer.group.shape.window
         aux = {"return_aux": _with_scores()} if sinks is not None else {}
-        seen: Any = self._function(
-            query[0].transpose(0, 1).contiguous(),
+        packed = query[0].transpose(0, 1).contiguous()
+        tokens = layer.group.tokens(layer.index)
+        seen = self._call(inputs, packed, *tokens, scale=scale, window=window, **aux)
+        if sinks is None:
+            return seen
+        return _with_sinks(seen[0], seen[1], sinks)
+
+    def works(self, device: torch.device) -> bool:
+        """Whether this version of torch takes such a call, and what comes is right."""
+        size = (2 * self._page_tokens, 1, 64)
+        keys, values = (
+            torch.randn(size, device=device, dtype=self._dtypes[0]) for _ in range(2)
+        )
+        query = torch.randn((2, 2, 64), device=device, dtype=self._dtypes[0])
+        inputs = _two_rows_on_page_one(device)
+        try:
+            seen = self._call(inputs, query, keys, values, scale=0.125, window=0)
+        except RuntimeError:
+            return False
+        first = slice(self._page_tokens, self._page_tokens + 5)
+        last = (query[1].float() @ keys[first, 0].float().T * 0.125).softmax(-1)
+        wanted = last @ values[first, 0].float()
+        return torch.allclose(seen[1].float(), wanted, atol=0.05)
+
+    def _call(
+        self,
+        inputs: Inputs,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        *,
+        scale: float | None,
+        window: int,
+        **more: Any,
+    ) -> Any:
+        paged = (-1, self._page_tokens, *keys.shape[1:])
+        return self._function(
+            query,
             keys.view(paged),
             values.view(paged),
             inputs.starts,
-            None,
+            inputs.starts if self._gives_starts else None,
             inputs.longest_query,
             inputs.longest_past,
             scale=scale,
@@ -80,12 +121,9 @@ class Kernel:
             enable_gqa=True,
             seqused_k=inputs.used,
             block_table=inputs.table,
-            **aux,
+            **more,
             **self._more,
         )
-        if sinks is None:
-            return seen
-        return _with_sinks(seen[0], seen[1], sinks)
 
 
 def kernel_for(
@@ -98,7 +136,32 @@ def kernel_for(
 
     if not inspect.signature(varlen_attn).parameters.keys() >= _NEEDED:
         return None
-    return Kernel(varlen_attn, page_tokens, 1 if invariant else None)
+    splits = 1 if invariant else None
+    for gives in (False, True):
+        kernel = Kernel(varlen_attn, page_tokens, splits, gives_starts=gives)
+        if kernel.works(device):
+            return kernel
+    return None
+
+
+def _two_rows_on_page_one(device: torch.device) -> Inputs:
+    """Two queries that are the last of five tokens."""
+    nothing = torch.empty(0, device=device)
+
+    def ints(*numbers: int) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.int32, device=device)
+
+    return Inputs(
+        nothing,
+        nothing,
+        nothing,
+        nothing,
+        starts=ints(0, 2),
+        used=ints(5),
+        table=ints(1)[None],
+        longest_query=2,
+        longest_past=5,
+    )
 
 
 def _with_scores() -> Any:

@@ -16,7 +16,7 @@ from neurond.device.pagedmodel import PagedModel
 from neurond.device.varlen import Kernel
 from tests.neurond.device import families, flash
 from tests.neurond.device.prompts import make_prompts
-from tests.neurond.device.served import Served
+from tests.neurond.device.served import CPU, Served
 
 PROMPTS = make_prompts()
 RANDOM = PROMPTS[1]
@@ -164,6 +164,18 @@ def test_the_page_table_says_the_same_as_the_stretches(name: str) -> None:
     served = Served(families.build(name), scattered=True, kernel=KERNEL)
     assert served.paged
     assert served.generate(PROMPTS, 6, chunk=9) == wanted
+
+
+def test_a_kernel_that_computes_something_else_is_not_used() -> None:
+    def wrong(*args: Any, **named: Any) -> Any:
+        return flash.reference(*args, **{**named, "seqused_k": named["seqused_k"] - 1})
+
+    def refusing(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("must be both set or both not set")
+
+    assert KERNEL.works(CPU)
+    for function in (wrong, refusing):
+        assert not Kernel(function, 8, None, dtypes=(torch.float32,)).works(CPU)
 
 
 class Recorder:

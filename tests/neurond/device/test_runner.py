@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ipc.messages import Failed, Finished, Progress, Sampling
+from neurond.device.pagedmodel import PagedModel
 from tests.neurond.device import embedded, tiny
 from tests.neurond.device.host import WORKER, Host, emitted, ends
 from tests.neurond.device.rig import make_submit
@@ -290,3 +291,17 @@ def test_the_same_engine_runs_on_cuda(folders: dict[str, Path]) -> None:
         memory = host.backend.memory()
         host.engine.drop_model("m")
         assert host.backend.memory().free_bytes > memory.free_bytes
+
+
+@pytest.mark.gpu
+def test_captured_steps_give_what_uncaptured_ones_give(
+    folders: dict[str, Path],
+) -> None:
+    host = Host(kind="cuda")
+    host.load(folders["llama"], dtype="bfloat16")
+    model = host.backend._models["m"]
+    assert isinstance(model, PagedModel)
+    assert model.graphs is not None
+    captured = host.run(*PROMPTS, max_tokens=12)
+    model.graphs = None
+    assert host.run(*PROMPTS, max_tokens=12) == captured
