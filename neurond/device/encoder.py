@@ -107,12 +107,16 @@ def resident(
     )
 
 
-def forward(works: Listing[Work]) -> list[Outcome]:
-    """A vector per work, each of which is a whole prompt."""
+def forward(works: Listing[Work], *, alone: bool = False) -> list[Outcome]:
+    """A vector per work, each of which is a whole prompt.
+
+    `alone`: each by itself, so that its bits don't depend on its company either.
+    """
     body: EncoderBody = works[0].sequence.model.body
     outcomes: list[Outcome] = [_not_text() for _ in works]
     rows = {i: work.sequence.ids for i, work in enumerate(works) if _is_whole(work)}
-    for bucket in buckets({i: len(ids) for i, ids in rows.items()}):
+    lengths = {i: len(ids) for i, ids in rows.items()}
+    for bucket in ([i] for i in rows) if alone else buckets(lengths):
         computed = vectors(body, [rows[index] for index in bucket])
         for index, outcome in zip(bucket, computed, strict=True):
             outcomes[index] = outcome

@@ -125,7 +125,8 @@ class TorchBackend:
     def forward(self, works: Listing[Work]) -> list[Outcome]:
         with torch.inference_mode():
             if isinstance(works[0].sequence.model.body, encoder.EncoderBody):
-                return encoder.forward(works)
+                alone = self._settings.numerics == "invariant"
+                return encoder.forward(works, alone=alone)
             found = self._compute(works)
         if self._device.type == "cuda" and not drawing(works):
             torch.cuda.synchronize(self._device)  # a fault shows in its own step

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from neurond.modelid import EMBEDDED_ID, EMBEDDER_ID
 from tests.harness import MODEL, ROOT, Node
 from tests.httpclient import Http, text_of
 
@@ -119,7 +120,7 @@ def test_s33_listeners_are_up_before_models_and_the_list_is_whole_throughout(
     assert len(set(percents)) > 5
     assert percents == sorted(percents)
     assert set(map(frozenset, seen)) == {
-        frozenset((MODEL, MISSING, "smollm2-135m-instruct"))
+        frozenset((MODEL, MISSING, EMBEDDED_ID, EMBEDDER_ID))
     }
 
 

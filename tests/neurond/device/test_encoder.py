@@ -184,6 +184,14 @@ def test_s84_a_text_among_others_has_the_vector_that_it_has_alone(
             )
 
 
+def test_in_invariant_a_text_has_the_same_bits_in_any_company(tmp_path: Path) -> None:
+    host = Host(numerics="invariant")
+    host.load(build(tmp_path, "bert"))
+    together = embedded(host, *TEXTS)
+    for ids, vector in zip(TEXTS, together, strict=True):
+        assert embedded(host, ids)[0].tobytes() == vector.tobytes()
+
+
 def test_texts_that_differ_have_vectors_that_differ(
     loaded: tuple[str, Path, Host],
 ) -> None:
