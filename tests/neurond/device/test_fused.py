@@ -185,14 +185,15 @@ def _packed(model: Any, kind: str = "int4") -> Any:
 
 
 def test_parts_of_different_kinds_stay_apart_inside_a_fused_layer() -> None:
-    model = _packed(make("llama").to(torch.bfloat16), "none")
+    plain = make("llama").to(torch.bfloat16)
+    model = _packed(copy.deepcopy(plain), "none")
     ids = torch.randint(0, 256, (1, 5))
     with torch.inference_mode():
         wanted = model(input_ids=ids, use_cache=False).logits
-        for layer in model.model.layers:
-            weight = layer.self_attn.v_proj.state()["few.reordered.weight"]
-            packed = linear.pack(weight, None, LinearPlan("int8"))
-            layer.self_attn.v_proj = packed
+        layers = zip(model.model.layers, plain.model.layers, strict=True)
+        for layer, source in layers:
+            weight = source.self_attn.v_proj.weight.detach()
+            layer.self_attn.v_proj = linear.pack(weight, None, LinearPlan("int8"))
         assert fuse(model) == 2
         found = model(input_ids=ids, use_cache=False).logits
     assert (found - wanted).abs().max() / wanted.abs().max() < 0.06

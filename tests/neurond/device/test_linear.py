@@ -75,7 +75,7 @@ def test_every_row_count_gives_the_product_with_the_values(
     layer = make(kind, keep_dense, processor)
     values = values_of(layer)
     edge = min(layer.few_rows, 8)
-    for count in sorted({1, 2, edge - 1, edge, edge + 1, 16, 40} - {0}):
+    for count in sorted({1, 2, edge - 1, edge, edge + 1, 16, 200} - {0}):
         rows = rows_of(count)
         wanted = rows.float() @ values.t()
         error = (layer(rows).float() - wanted).abs().max() / wanted.abs().max()
