@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from neurond import converted
 from neurond.device.convert import convert
 
 _KEPT = Path(__file__).parents[3] / ".cache" / "models" / "smollm2"
@@ -26,6 +27,6 @@ def source() -> Path:
 def folder() -> Path:
     """CORTEX_TEST_MODEL names a folder converted before."""
     kept = Path(os.environ.get("CORTEX_TEST_MODEL", _KEPT))
-    if not (kept / "config.json").exists():
+    if converted.read(kept) is None:
         convert(source(), kept, lambda _fraction: None)
     return kept
