@@ -27,7 +27,6 @@ _CAPTURABLE = frozenset(
     ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "olmo3", "phi", "phi3")
 )
 """Model types whose forward never waits for the device; a mixture of experts does."""
-_WAITING_ROPES = frozenset(("dynamic", "longrope"))
 
 
 class Recorder(Protocol):
@@ -158,9 +157,7 @@ def is_capturable(module: Any) -> bool:
     """Whether a decode step is kernels alone. A wait inside a capture is a fault of the
     device, so only what is known is tried."""
     text = module.config.get_text_config(decoder=True)
-    rope = getattr(text, "rope_parameters", None) or {}
-    kind = rope.get("rope_type", "default") if isinstance(rope, dict) else "default"
-    return text.model_type in _CAPTURABLE and kind not in _WAITING_ROPES
+    return text.model_type in _CAPTURABLE
 
 
 def sizes_for(

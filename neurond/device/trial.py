@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ipc.messages import Sampling, Submit
+from neurond.device import rope
 from neurond.device.backend import CacheSpec, Resident, Work
 from neurond.device.computing import Computing
 from neurond.device.layout import TRIAL_IDS, Layout, Trial, layout_of, try_out
@@ -53,6 +54,7 @@ def make_ready(
     body: Body = model.body
     if getattr(body.module.config, "is_encoder_decoder", False):
         raise refuse("models with an encoder and a decoder are not supported")
+    rope.settle(body.module, model.context)
     native = try_out(body.module, body.device, TRIAL_IDS)
     if not torch.isfinite(native.logits).all():
         raise refuse("the model computes NaN: its weights are damaged")

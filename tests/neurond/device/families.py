@@ -109,6 +109,8 @@ def make(prefix: str, **sizes: Any) -> Any:
                 parameter.mul_(8)
             elif parameter_name.endswith("sinks"):
                 parameter.normal_()
+            elif parameter_name.endswith("A_log"):
+                parameter.fill_(-4.0)  # states that remember
     return model
 
 

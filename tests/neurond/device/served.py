@@ -36,10 +36,11 @@ class Served:
         *,
         page_tokens: int = 8,
         scattered: bool = False,
+        context: int = 512,
         kernel: Kernel | None = None,
     ) -> None:
         self.model = Resident(
-            "m", 512, 512, frozenset(), 0, {}, Body(module, CPU, True)
+            "m", context, 512, frozenset(), 0, {}, Body(module, CPU, True)
         )
         self.computing = made_ready(self.model, page_tokens, kernel)
         self.sampler = Sampler(CPU)

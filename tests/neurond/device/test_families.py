@@ -43,6 +43,43 @@ def test_pages_that_do_not_follow_each_other_hold_the_same(name: str) -> None:
     assert served.generate(PROMPTS, NUM_TOKENS, chunk=11) == wanted
 
 
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.0 + 3 * i for i in range(8)],
+    "original_max_position_embeddings": 32,
+}
+DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+
+
+def test_a_long_neighbour_does_not_turn_a_short_row() -> None:
+    more = {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": 32}
+    wanted = answers(families.build("phi3", **more))
+    long = [index for index, prompt in enumerate(PROMPTS) if len(prompt) > 32]
+    short = [i for i, prompt in enumerate(PROMPTS) if len(prompt) + NUM_TOKENS <= 32]
+    served = Served(families.build("phi3", **more))
+    assert served.paged
+    found = served.generate(PROMPTS, NUM_TOKENS)
+    assert found == [served.generate([p], NUM_TOKENS)[0] for p in PROMPTS]
+    assert [found[i] for i in long] == [wanted[i] for i in long]
+    brief = Served(families.build("phi3", **more), context=32)
+    found = brief.generate([PROMPTS[i] for i in short], NUM_TOKENS)
+    assert found == [wanted[i] for i in short]
+
+
+def test_dynamic_frequencies_are_those_of_the_context() -> None:
+    more = {"rope_parameters": DYNAMIC_ROPE, "max_position_embeddings": 32}
+    served = Served(families.build("llama", **more), context=64)
+    found = served.generate(PROMPTS, NUM_TOKENS)
+    assert found == [served.generate([p], NUM_TOKENS)[0] for p in PROMPTS]
+    rotary = served.model.body.module.model.rotary_emb
+    before = rotary.inv_freq.clone()
+    served.generate(PROMPTS[1:2], 1)
+    assert before.equal(rotary.inv_freq)
+    assert not before.equal(rotary.original_inv_freq)
+
+
 @pytest.mark.parametrize("name", ["latent", "alibi", "chunked"])
 def test_other_architectures_keep_a_cache_per_sequence(name: str) -> None:
     module = {

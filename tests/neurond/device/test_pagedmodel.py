@@ -118,12 +118,19 @@ def test_s82_a_saved_state_serves_where_it_was_saved_again_and_again() -> None:
     state = served.computing.save_state(first)
     assert sum(t.nbytes for t in state) == served.computing.spec.state_bytes
     assert finish(served, first) == solo
+    forgotten = [torch.zeros_like(tensor) for tensor in state]
+    assert restart(served, first.pages, forgotten) != solo  # it does matter
     for _ in range(2):  # the state is copied, not consumed
-        again = served.start(RANDOM, 6)
-        again.pages[:2] = first.pages[:2]
-        served.computing.load_state(again, state)
-        again.num_computed = 16
-        assert finish(served, again) == solo
+        assert restart(served, first.pages, state) == solo
+
+
+def restart(served: Served, pages: list[int], state: Any) -> list[int]:
+    """The answer to RANDOM from its 17th id on, over the two first of those pages."""
+    again = served.start(RANDOM, 6)
+    again.pages[:2] = pages[:2]
+    served.computing.load_state(again, state)
+    again.num_computed = 16
+    return finish(served, again)
 
 
 def test_states_of_more_sequences_than_were_foreseen() -> None:
