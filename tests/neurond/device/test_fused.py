@@ -103,10 +103,12 @@ def test_logits_are_equal_up_to_rounding(family: str, shape: tuple[int, int]) ->
 def maskless(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **more: Any
 ) -> tuple[Tensor, None]:
-    """Causal attention that needs no mask from transformers; no window."""
+    """Causal attention that needs no mask from transformers."""
     assert mask is None
     length, total = query.shape[2], key.shape[2]
     seen = torch.ones(length, total).tril(total - length).bool()
+    if window := more["sliding_window"]:
+        seen &= torch.ones(length, total).triu(total - length - window + 1).bool()
     found = nn.functional.scaled_dot_product_attention(
         query, key, value, seen, scale=more["scaling"], enable_gqa=True
     )
@@ -134,7 +136,7 @@ def stepped(model: Any, prompt: list[int], count: int) -> list[int]:
     return tokens
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3_sliding"])
 def test_the_lean_way_through_a_fused_model_writes_the_same_tokens(family: str) -> None:
     model = make(family)
     prompt = torch.randint(0, 256, (1, 9))
