@@ -163,6 +163,24 @@ def test_calls_that_need_more_go_the_whole_way(ask: str) -> None:
     assert torch.allclose(found.logits[:, -1], wanted.logits[:, -1], atol=1e-2)
 
 
+def test_embeddings_in_place_of_ids_go_the_whole_way() -> None:
+    model = make("llama")
+    fuse(model)
+    model.set_attn_implementation("maskless")
+    ids = torch.randint(0, 256, (1, 5))
+    positions = torch.arange(5)[None]
+    with torch.inference_mode():
+        wanted = model(
+            input_ids=ids, position_ids=positions, past_key_values=hf.DynamicCache()
+        ).logits
+        found = model(
+            inputs_embeds=model.get_input_embeddings()(ids),
+            position_ids=positions,
+            past_key_values=hf.DynamicCache(),
+        ).logits
+    assert torch.allclose(found, wanted, atol=1e-4)
+
+
 def test_packed_layers_fuse_to_what_they_computed() -> None:
     apart = _packed(make("llama_biased").to(torch.bfloat16))
     ids = torch.randint(0, 256, (1, 9))
