@@ -69,7 +69,7 @@ def test_a_config_that_tells_nothing_has_no_floor() -> None:
     ("form", "linear_bytes"),
     [
         (Form("none", "none", "none"), 256 * 256 * 2),
-        (Form("int8", "int8", "int8"), 256 * 256 + 256 * 2),
+        (Form("int8", "int8", "int8"), 256 * 256 + 256 * 12),
         (Form("int4", "int4", "int8", 64), 256 * 128 + 256 * 4 * 4),
         (Form("q4_1", "blocks", "int8", 32, True), 256 * (128 + 8 * 4 + 512)),
     ],
@@ -99,7 +99,7 @@ def test_a_tied_head_is_held_beside_the_embedding() -> None:
     gpu = Place(False, "bfloat16")
     assert needs.weights_bytes(shapes, plain, gpu, tied=True) == 2 * numbers
     found = needs.weights_bytes(shapes, eight, gpu, tied=True)
-    assert found == 3 * numbers + 512 * 2
+    assert found == 3 * numbers + 512 * 12
 
 
 def test_a_folder_is_reckoned_at_the_dtype_and_quant_that_are_told(
