@@ -7,7 +7,9 @@ is ever read half written:
     64     f64 beat_s · u64 steps
     128    u64 counters[] · i64 gauges[] · per series: f64 sum_s, u64 counts[]
     …      latch: u64 phase · f64 since_s · f64 deadline_s · u64 request ids[]
-    …      latch per model: u64 running · u64 queued · f64 last_used_s · name
+    …      latch per model: u64 running · u64 queued · f64 last_used_s ·
+           f64 prefill_tokens_s · f64 decode_tokens_s · u64 kv_used_bytes ·
+           u64 kv_cached_bytes · name
 
 Invariant: names, sizes and places are fixed here for both sides; a change of any moves
 the layout version.
@@ -58,10 +60,10 @@ MAX_REQUESTS = 1024
 """Of the step in flight; a step with more names the first of them."""
 
 _MAGIC = 0x6567_6170_7874_7263  # "crtxpage"
-_VERSION = 1
+_VERSION = 2
 _HEADER = struct.Struct("<QQ")
 ARMED = struct.Struct("<Qdd")
-MODEL = struct.Struct("<QQd")
+MODEL = struct.Struct("<QQdddQQ")
 NAME_BYTES = 256
 
 _WORDS = 128

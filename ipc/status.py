@@ -52,6 +52,7 @@ __all__ = [
     "SERIES",
     "BadPage",
     "Buckets",
+    "ModelFigures",
     "ModelRow",
     "PageView",
     "Phase",
@@ -90,6 +91,20 @@ class Buckets:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFigures:
+    """Measured: prompt tokens computed a second, tokens a second of one stream (0.0 =
+    not yet); bytes of KV that requests hold, and that the prefix store holds alone."""
+
+    prefill_tokens_s: float = 0.0
+    decode_tokens_s: float = 0.0
+    kv_used_bytes: int = 0
+    kv_cached_bytes: int = 0
+
+
+_NO_FIGURES = ModelFigures()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRow:
     """`last_used_s` is unix time, 0 = never."""
 
@@ -98,6 +113,7 @@ class ModelRow:
     running: int
     queued: int
     last_used_s: float
+    figures: ModelFigures = _NO_FIGURES
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +181,26 @@ class StatusWriter:
         self._page.floats[start] += seconds
         self._page.unsigned[start + 1 + bisect_left(BOUNDS_S, seconds)] += 1
 
-    def model(
-        self, slot: int, name: str, running: int, queued: int, last_used_s: float
+    def model(  # noqa: PLR0913  a row's fields
+        self,
+        slot: int,
+        name: str,
+        running: int,
+        queued: int,
+        last_used_s: float,
+        figures: ModelFigures = _NO_FIGURES,
     ) -> None:
         """Show a model; one beyond the page's slots is not shown."""
         if slot < MAX_MODELS:
-            head = MODEL.pack(running, queued, last_used_s)
+            head = MODEL.pack(
+                running,
+                queued,
+                last_used_s,
+                figures.prefill_tokens_s,
+                figures.decode_tokens_s,
+                figures.kv_used_bytes & _U64,
+                figures.kv_cached_bytes & _U64,
+            )
             short = name.encode(errors="replace")[:NAME_BYTES]
             self._page.models[slot].write(head + short)
 
@@ -238,9 +268,12 @@ def _model(slot: int, latch: Latch) -> ModelRow | None:
     record = latch.read()
     if record is None or len(record) < MODEL.size:
         return None  # no model here, or dropped
-    running, queued, last_used_s = MODEL.unpack_from(record)
+    running, queued, last_used_s, prefill, decode, used, cached = MODEL.unpack_from(
+        record
+    )
     name = record[MODEL.size :].decode(errors="replace")
-    return ModelRow(slot, name, running, queued, _finite(last_used_s))
+    figures = ModelFigures(_finite(prefill), _finite(decode), used, cached)
+    return ModelRow(slot, name, running, queued, _finite(last_used_s), figures)
 
 
 def _finite(value: float) -> float:

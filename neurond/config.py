@@ -77,6 +77,9 @@ class Engine:
     kv_bytes: int = _bounded(0, 0, 1 << 50, "of one device; 0: from what weights leave")
     page_tokens: int = _bounded(0, 0, 4096, "of one KV page; 0: the device's choice")
     prefix_cache: bool = field(default=True, metadata={"doc": "reuse computed prompts"})
+    first_token_target_s: float = _bounded(
+        120.0, 0.0, 86400.0, "no prompt is taken that would need longer; 0: any"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,7 @@ def of_model(
         "devices": list(record.devices),
         "servable": _servable(record, status),
         "context": loaded.context if loaded else spec.context or None,
+        "context_limited_by": info.get("context_limited_by"),
         "dtype": info.get("dtype", spec.dtype),
         "quant": info.get("quant", spec.quant),
         "digest": record.digest or None,
@@ -164,6 +165,8 @@ def of_model(
         "running": sum(row.running for row in rows),
         "waiting": sum(row.queued for row in rows),
         "load_seconds": record.load_seconds,
+        "rates": _rates(rows),
+        "kv": _kv(record, rows, views),
         "architecture": info.get("architecture"),
         "kind": _kind(record),
         "dimensions": info.get("dimensions"),
@@ -180,6 +183,33 @@ def _rows(
 ) -> list[ModelRow]:
     pages = [view for name in devices if (view := views.get(name)) is not None]
     return [row for view in pages for row in view.models if row.name == model]
+
+
+def _rates(rows: Sequence[ModelRow]) -> Facts:
+    """The slowest of its devices; null until measured. `decode` is of one stream."""
+    prefill = min((row.figures.prefill_tokens_s for row in rows), default=0.0)
+    decode = min((row.figures.decode_tokens_s for row in rows), default=0.0)
+    return {
+        "prefill_tokens_per_s": round(prefill, 1) or None,
+        "decode_tokens_per_s": round(decode, 1) or None,
+    }
+
+
+def _kv(
+    record: ModelRecord,
+    rows: Sequence[ModelRow],
+    views: Mapping[str, PageView | None],
+) -> Facts:
+    """The budget is the devices', for all models there; the rest is the model's."""
+    pages = [view for name in record.devices if (view := views.get(name)) is not None]
+    info = record.loaded.info if record.loaded else {}
+    return {
+        "budget_bytes": sum(view.gauges["kv_budget_bytes"] for view in pages),
+        "used_bytes": sum(row.figures.kv_used_bytes for row in rows),
+        "cached_bytes": sum(row.figures.kv_cached_bytes for row in rows),
+        "page_tokens": info.get("page_tokens"),
+        "bytes_per_token": info.get("bytes_per_token"),
+    }
 
 
 def _progress(record: ModelRecord) -> Facts:

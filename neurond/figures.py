@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from neurond.deviceslot import DeviceSlot
+from neurond.facts import of_model
 from neurond.modelrecord import ModelRecord
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_MODEL_KEYS = ("id", "context", "load_seconds", "rates", "kv")
 
 Figures = dict[str, Any]
 
@@ -28,10 +30,22 @@ def of_node(
     """`processes`: name → pid; None for ourselves or for one that does not run."""
     return {
         "devices": [_device(device) for device in devices],
-        "models": [{"id": r.spec.id, "status": str(r.status)} for r in records],
+        "models": _models(devices, records),
         "processes": _sizes(processes),
         "restarts_total": dict(restarts),
     }
+
+
+def _models(
+    devices: Sequence[DeviceSlot], records: Iterable[ModelRecord]
+) -> list[Figures]:
+    """Cut from the facts, so that a scrape and `/models` can't disagree."""
+    views = {device.name: device.view() for device in devices}
+    told = [of_model(record, views, up=set(views)) for record in records]
+    return [
+        {**{key: model[key] for key in _MODEL_KEYS}, "status": str(record.status)}
+        for model, record in zip(told, records, strict=True)
+    ]
 
 
 def _device(device: DeviceSlot) -> Figures:

@@ -106,6 +106,7 @@ class Launch:
             "kv_bytes": config.engine.kv_bytes,
             "page_tokens": config.engine.page_tokens,
             "prefix_cache": config.engine.prefix_cache,
+            "first_token_target_s": config.engine.first_token_target_s,
             "max_queue": config.limits.max_queue,
             "queue_deadline_s": config.limits.queue_deadline_s,
             "boot_deadline_s": config.limits.boot_deadline_s,

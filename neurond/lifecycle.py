@@ -28,6 +28,7 @@ from neurond.modelrecord import (
     ModelRecord,
     new_progress,
     new_record,
+    outcome,
     strangers,
     unknown,
 )
@@ -211,9 +212,7 @@ class Lifecycle:
             return  # an unload overtook it
         record.load_seconds = told.seconds
         record.succeed(told)
-        self._effects.note(
-            "model.loaded", model=told.model, device=device.name, seconds=told.seconds
-        )
+        self._effects.note("model.loaded", device=device.name, **outcome(told))
         self._moved()
         self._serve_if_whole(device)
 

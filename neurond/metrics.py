@@ -57,6 +57,7 @@ def families(answer: Facts) -> Iterator[Metric]:
     yield from _device_gauges(devices)
     yield from _device_series(devices)
     yield _states("neurond_model_status", "model", _model_states(answer))
+    yield from _model_gauges(answer.get("models", ()))
     yield _processes(answer.get("processes", ()))
     yield _restarts(answer.get("restarts_total", {}))
 
@@ -177,6 +178,38 @@ def _cumulative(series: Facts) -> list[tuple[str, float]]:
     """Counts per bucket, the last one above every bound, as Prometheus wants them."""
     edges = [*(f"{float(bound)!r}" for bound in series["bounds"]), "+Inf"]
     return list(zip(edges, accumulate(series["counts"]), strict=True))
+
+
+_MODEL_GAUGES = (
+    ("context_tokens", "Prompt and answer together at most", ("context",)),
+    ("load_seconds", "Duration of its last load", ("load_seconds",)),
+    (
+        "prefill_tokens_per_second",
+        "Prompt tokens computed, as last measured",
+        ("rates", "prefill_tokens_per_s"),
+    ),
+    (
+        "decode_tokens_per_second",
+        "Tokens of one stream, as last measured",
+        ("rates", "decode_tokens_per_s"),
+    ),
+    ("kv_used_bytes", "KV cache of its requests", ("kv", "used_bytes")),
+    ("kv_cached_bytes", "KV cache of its prefix store", ("kv", "cached_bytes")),
+)
+"""Name, help, and where the value stands in a model's figures."""
+
+
+def _model_gauges(models: Sequence[Facts]) -> Iterator[Metric]:
+    """What isn't known yet is not shown."""
+    for name, words, path in _MODEL_GAUGES:
+        family = GaugeMetricFamily(f"neurond_model_{name}", words, labels=["model"])
+        for model in models:
+            value: Any = model
+            for key in path:
+                value = (value or {}).get(key)
+            if value is not None:
+                family.add_metric([model["id"]], value)
+        yield family
 
 
 def _model_states(answer: Facts) -> dict[str, str]:

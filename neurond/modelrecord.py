@@ -143,6 +143,16 @@ def new_record(model: str, given: Mapping[str, Any]) -> ModelRecord:
     return ModelRecord(Model(model, source))
 
 
+def outcome(told: Loaded) -> dict[str, Any]:
+    """What the journal says of a load that is done."""
+    return {
+        "model": told.model,
+        "seconds": told.seconds,
+        "context": told.context,
+        "context_limited_by": told.info.get("context_limited_by"),
+    }
+
+
 def strangers(records: Mapping[str, ModelRecord]) -> list[str]:
     """Models that only failed orders named, oldest first."""
     return [

@@ -98,7 +98,7 @@ def test_every_route_is_in_the_api(daemon: str) -> None:
     routes = set(re.findall(r'add_route\(\s*f?"([^"]+)"', source))
     if "/models/{op}" in routes:
         routes = (routes - {"/models/{op}"}) | {"/models/load", "/models/unload"}
-        routes |= {"/models/{id}/capabilities"}
+        routes |= {"/models/{id}", "/models/{id}/capabilities"}
     routes = {route.replace("{model:path}", "{id}") for route in routes}
     heading = "## Node" if daemon.startswith("neurond") else "## Gateway"
     text = section(page("api.md"), heading)

@@ -43,6 +43,8 @@ _MODELS = (
     Column("STATE"),
     Column("SINCE", right=True, optional=3),
     Column("CONTEXT", right=True, optional=4),
+    Column("TOK/S", right=True, optional=7),
+    Column("KV", right=True, optional=8),
     Column("TYPE", optional=5),
     Column("MEMORY", right=True),
     Column("RUN", right=True),
@@ -156,6 +158,8 @@ def models(rows: Sequence[Facts], screen: Screen, now_s: float) -> list[str]:
             _state(str(model.get("status", "?")), screen),
             since(model.get("since_s"), now_s),
             str(model.get("context") or "-"),
+            _rates(model),
+            _kv(model),
             _type(model),
             size(model.get("resident_bytes") or None),
             str(model.get("running", 0)),
@@ -247,6 +251,20 @@ def _device_note(device: Facts) -> str:
         return str(device.get("reason") or device.get("phase") or "")
     fault = device.get("last_fault")
     return f"last fault: {fault.get('type') or fault.get('class')}" if fault else ""
+
+
+def _rates(model: Facts) -> str:
+    """Prefill and decode: "812 32"."""
+    rates = model.get("rates") or {}
+    known = [rates.get(f"{phase}_tokens_per_s") for phase in ("prefill", "decode")]
+    return " ".join("-" if rate is None else f"{rate:.0f}" for rate in known)
+
+
+def _kv(model: Facts) -> str:
+    """What requests and the prefix store hold of the budget."""
+    kv = model.get("kv") or {}
+    held = (kv.get("used_bytes") or 0) + (kv.get("cached_bytes") or 0)
+    return used_of(held, kv.get("budget_bytes") or 0)
 
 
 def _type(model: Facts) -> str:

@@ -46,7 +46,12 @@ class CacheSpec:
 
 @dataclass(slots=True)
 class Resident:
-    """A loaded model. `body` is the backend's own; `slot` is its row on the page."""
+    """A loaded model. `body` is the backend's own; `slot` is its row on the page.
+
+    `prefill_tokens_s` was measured at the load, 0.0 = not. `context` is the window that
+    is served and `limited_by` says why it is no longer (`window`); room for one such
+    sequence, `promised_bytes` of KV, is kept whatever else is loaded.
+    """
 
     name: str
     context: int
@@ -58,6 +63,9 @@ class Resident:
     slot: int = -1
     last_used_s: float = 0.0
     cache: CacheSpec = field(default_factory=CacheSpec)
+    prefill_tokens_s: float = 0.0
+    limited_by: str = "model"
+    promised_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

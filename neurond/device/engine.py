@@ -35,6 +35,7 @@ from neurond.device.scheduler import plan
 from neurond.device.seats import Ended, Seats
 from neurond.device.sequence import Sequence
 from neurond.device.settings import DeviceSettings
+from neurond.device.showing import Showing
 
 
 class Engine:
@@ -70,6 +71,8 @@ class Engine:
         self._pace = Pace(settings.prefill_chunk)
         self._mishaps = Mishaps(page, journal, generation=generation)
         self.models: dict[str, Resident] = {}
+        self._showing = Showing(page, self.models, self.roster, kv, self._pace)
+        self._publish = self._showing.publish
 
     @property
     def busy(self) -> bool:
@@ -100,7 +103,7 @@ class Engine:
 
     def rates(self, model: str) -> Rates:
         """What was measured of it so far."""
-        return self._pace.rates(self.models[model])
+        return self._showing.rates(self.models[model])
 
     def window(self, model: str) -> int:
         """Tokens of one sequence, prompt and answer, that can be served here now."""
@@ -282,16 +285,3 @@ class Engine:
         self._backend.release(sequence)
         self.kv.release(sequence, sound=sound)
         self._publish(sequence.model)
-
-    def _publish(self, model: Resident) -> None:
-        """Write the page's row of the model and the gauges."""
-        roster = self.roster
-        if model.name in self.models:
-            model.last_used_s = time.time()
-            running = sum(s.model is model for s in roster.running)
-            queued = sum(s.model is model for s in roster.waiting)
-            row = (model.slot, model.name, running, queued, model.last_used_s)
-            self._page.model(*row)
-        self.kv.show()
-        self._page.set("running", len(roster.running))
-        self._page.set("waiting", len(roster.waiting))

@@ -226,6 +226,7 @@ def _resident(spec: Load, context: int, size_bytes: int) -> Resident:
         "has_vision": False,
         "kind": "chat",
     }
+    token_ms = float(spec.options.get("token_ms", 0))
     if spec.options.get("kind") == "embedding":
         matryoshka = spec.options.get("matryoshka") is True
         info.update(kind="embedding", dimensions=DIMENSIONS, matryoshka=matryoshka)
@@ -238,6 +239,7 @@ def _resident(spec: Load, context: int, size_bytes: int) -> Resident:
         info=info,
         body=_FakeModel(spec.options),
         cache=cache_spec(spec.options),
+        prefill_tokens_s=1e3 / token_ms if token_ms else 0.0,
     )
 
 

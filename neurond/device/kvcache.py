@@ -22,6 +22,7 @@ from neurond.device.prefix import PrefixStore
 from neurond.device.prefixtree import Match
 from neurond.device.sequence import Sequence
 from neurond.device.settings import DeviceSettings
+from neurond.device.window import settle
 
 
 class Lack(Enum):
@@ -42,22 +43,25 @@ class KvCache:
         self._settings = settings
         self._ticks = itertools.count(1)
         self.budget = Budget()
-        self._resident_bytes: dict[str, int] = {}
+        self._models: dict[str, Resident] = {}
 
     # -- models
 
     def add_model(self, model: Resident) -> None:
+        """Also fixes how long its sequences may be."""
         spec = model.cache
         by_state = spec.state_bytes > 0
         store = PrefixStore(spec.page_tokens, self._ticks, by_state=by_state)
         account = Account(spec, Pages(spec.max_pages), store)
         self.budget.accounts[model.name] = account
-        self._resident_bytes[model.name] = model.resident_bytes
+        self._models[model.name] = model
         self._measure()
+        target_s = self._settings.first_token_target_s
+        settle(model, memory_tokens=self.window(model), target_s=target_s)
 
     def drop_model(self, model: Resident) -> None:
         """Its sequences were released before."""
-        del self.budget.accounts[model.name], self._resident_bytes[model.name]
+        del self.budget.accounts[model.name], self._models[model.name]
         self._measure()
 
     def window(self, model: Resident) -> int:
@@ -167,10 +171,12 @@ class KvCache:
         return self.budget.accounts[sequence.model.name]
 
     def _measure(self) -> None:
-        resident = sum(self._resident_bytes.values())
+        models = self._models.values()
+        resident = sum(model.resident_bytes for model in models)
         kind, memory = self._backend.name, self._backend.memory()
         limit = kv_budget_bytes(self._settings, kind, memory, resident)
-        self.budget.limit_bytes = limit
+        promised = max((model.promised_bytes for model in models), default=0)
+        self.budget.limit_bytes = max(limit, promised)
         self.show()
 
     def reuses(self, sequence: Sequence) -> bool:

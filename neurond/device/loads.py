@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from ipc.errors import ServiceError, cause_chain, error_for
 from ipc.journal import Journal
@@ -88,6 +89,8 @@ class Loads:
         return [progress]
 
     def _loaded(self, model: Resident) -> Loaded:
+        if model.context == self._waiting[0].context:
+            model.limited_by = "setting"
         self._done()
         for note in model.info.pop("notes", ()):
             if self._journal is not None:
@@ -98,7 +101,7 @@ class Loads:
             context=model.context,
             resident_bytes=model.resident_bytes,
             seconds=time.monotonic() - self._started_s,
-            info=model.info,
+            info={**model.info, **_limits(model)},
         )
 
     def _failed(self, spec: Load, error: Exception) -> LoadFailed:
@@ -118,6 +121,16 @@ class Loads:
         if self._steps is not None:
             self._steps.close()
             self._steps = None
+
+
+def _limits(model: Resident) -> dict[str, Any]:
+    """Of its sequences: why they are no longer, what they take."""
+    page = model.cache
+    return {
+        "context_limited_by": model.limited_by,
+        "page_tokens": page.page_tokens,
+        "bytes_per_token": page.page_bytes // page.page_tokens,
+    }
 
 
 def _no_memory(error: Exception) -> bool:

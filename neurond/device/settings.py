@@ -26,6 +26,7 @@ class DeviceSettings:
     kv_bytes: int = 0
     page_tokens: int = 0
     prefix_cache: bool = True
+    first_token_target_s: float = 120.0
     queue_deadline_s: float = 60.0
     boot_deadline_s: float = 120.0
     load_deadline_s: float = 900.0

@@ -126,6 +126,8 @@ class Worker:
         for op in ("load", "unload"):
             resource = lifecycle.LifecycleResource(node, op, timeout_s=deadline_s)
             app.add_route(f"/models/{op}", resource)
+        # the sink that is added last is asked first
+        app.add_sink(status.ModelResource(node).on_request, r"/models/(?P<model>.+)\Z")
         capabilities = status.CapabilitiesResource(node)
         app.add_sink(capabilities.on_request, r"/models/(?P<model>.+)/capabilities\Z")
         app.add_route("/v1/models", status.OpenaiModelsResource(node))

@@ -88,6 +88,22 @@ class ModelsResource:
     on_head = on_get
 
 
+class ModelResource:
+    """A model's fact; a sink, because its id may have slashes in it."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def on_request(
+        self, req: Request, resp: Response | None, **path: Any
+    ) -> None:
+        if resp is None:
+            return  # a websocket: Falcon refuses it
+        if req.method not in ("GET", "HEAD"):
+            raise error_for("method_not_allowed", "the path has no such method")
+        _send(resp, views.model(_model(self._node, path["model"])))
+
+
 class CapabilitiesResource:
     """A sink, because a model's id may have slashes in it."""
 

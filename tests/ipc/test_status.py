@@ -22,6 +22,7 @@ from ipc.status import (
     SERIES,
     BadPage,
     Buckets,
+    ModelFigures,
     ModelRow,
     PageView,
     Phase,
@@ -157,6 +158,9 @@ def test_models_come_and_go_by_slot(ends: Ends) -> None:
         ModelRow(0, "small", 3, 0, 1001.0),
         ModelRow(63, "groß", 0, 0, 0.0),
     ]
+    figures = ModelFigures(812.5, 31.25, 1 << 40, 7)
+    ends.writer.model(63, "groß", 0, 0, 0.0, figures)
+    assert ends.read().models[-1].figures == figures
     ends.writer.drop_model(0)
     ends.writer.drop_model(5)
     assert [row.slot for row in ends.read().models] == [63]

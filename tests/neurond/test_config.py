@@ -84,6 +84,7 @@ CHANGED: dict[str, dict[str, Any]] = {
         "kv_bytes": 4096,
         "page_tokens": 32,
         "prefix_cache": False,
+        "first_token_target_s": 0.0,
     },
     "models": {"default": ["a", "b"], "folders": ["/srv/models"]},
     "log": {"format": "json"},

@@ -31,7 +31,8 @@ DEVICE = """device kind name uuid pid state reason since_s generation phase
     memory_total_bytes memory_free_bytes memory_foreign_bytes models running waiting
     emitted_tokens_total counters deaths_total last_fault"""
 MODEL = """id status stage percent eta_s reason since_s devices servable context dtype
-    quant digest resident_bytes pinned priority last_used_s running waiting
+    context_limited_by rates kv quant digest resident_bytes pinned priority last_used_s
+    running waiting
     load_seconds architecture kind dimensions matryoshka capabilities source
     folder error"""
 

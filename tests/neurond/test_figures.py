@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+from ipc.status import ModelFigures, StatusWriter
 from neurond import figures
 from neurond.config import Model
 from neurond.modelrecord import ModelRecord
@@ -34,10 +35,27 @@ def test_gauges_are_of_the_process_that_runs() -> None:
 
 def test_models_are_told_by_status() -> None:
     records = [loaded_record("a"), ModelRecord(Model("b", "fake"))]
-    assert figures.of_node([], records, {}, {})["models"] == [
-        {"id": "a", "status": "loaded"},
-        {"id": "b", "status": "unloaded"},
+    told = figures.of_node([], records, {}, {})["models"]
+    assert [(model["id"], model["status"]) for model in told] == [
+        ("a", "loaded"),
+        ("b", "unloaded"),
     ]
+
+
+def test_a_model_tells_its_rates_and_what_it_holds_of_the_cache() -> None:
+    def write(writer: StatusWriter) -> None:
+        writer.set("kv_budget_bytes", 900)
+        writer.model(0, "a", 1, 0, 1.0, ModelFigures(812.34, 31.0, 300, 200))
+        writer.model(1, "other", 1, 0, 1.0, ModelFigures(1.0, 1.0, 7, 7))
+
+    slot = Slot()
+    slot.page = page(write)
+    told = figures.of_node(as_slots(slot), [loaded_record("a")], {}, {})["models"][0]
+    rates = {"prefill_tokens_per_s": 812.3, "decode_tokens_per_s": 31.0}
+    assert told["rates"] == rates
+    kv = told["kv"]
+    assert (kv["budget_bytes"], kv["used_bytes"], kv["cached_bytes"]) == (900, 300, 200)
+    assert told["context"] == 8192
 
 
 def test_sizes_are_of_processes_that_live() -> None:

@@ -55,7 +55,16 @@ CPU = {
 }
 ANSWER = {
     "devices": [GPU, CPU],
-    "models": [{"id": "smollm2", "status": "loading"}],
+    "models": [
+        {
+            "id": "smollm2",
+            "status": "loading",
+            "context": 8192,
+            "load_seconds": None,
+            "rates": {"prefill_tokens_per_s": 812.5, "decode_tokens_per_s": None},
+            "kv": {"used_bytes": 300, "cached_bytes": 20},
+        }
+    ],
     "processes": [
         {"name": "neurond: worker 1", "pid": 10, "rss_bytes": 100},
         {"name": "neurond: convert", "pid": 11, "rss_bytes": 1},
@@ -130,6 +139,17 @@ def test_processes_of_one_name_are_one_series() -> None:
     assert of(seen, name, process="neurond: convert") == 3
     assert of(seen, name, process="neurond: worker 1") == 100
     assert of(seen, "neurond_process_restarts_total", process="zygote") == 1
+
+
+def test_a_models_figures_are_series_and_what_is_not_measured_is_absent() -> None:
+    seen = samples(families(ANSWER))
+    name = "neurond_model_prefill_tokens_per_second"
+    assert of(seen, name, model="smollm2") == 812.5
+    assert of(seen, "neurond_model_context_tokens", model="smollm2") == 8192
+    assert of(seen, "neurond_model_kv_used_bytes", model="smollm2") == 300
+    assert of(seen, "neurond_model_kv_cached_bytes", model="smollm2") == 20
+    absent = ("load_seconds", "decode_tokens_per_second")
+    assert not {key for key in seen if key[0].endswith(absent)}
 
 
 def test_an_empty_answer_has_no_samples() -> None:

@@ -131,6 +131,16 @@ def test_a_model_says_how_far_it_is_or_why_it_does_not_serve(
     assert lines[1].endswith(words)
 
 
+def test_a_model_shows_how_fast_it_is_and_its_part_of_the_cache() -> None:
+    kv = {"budget_bytes": 4 * GIB, "used_bytes": GIB, "cached_bytes": GIB}
+    rates = {"prefill_tokens_per_s": 812.3, "decode_tokens_per_s": None}
+
+    lines = views.models([model(kv=kv, rates=rates)], Screen(width=200), NOW_S)
+
+    assert "812 -" in lines[1]
+    assert "2.0/4.0 GiB" in lines[1]
+
+
 def test_health_comes_last_with_its_next_command() -> None:
     short = {"level": "error", "code": "CX-CUDA", "text": "broken", "next": "reboot"}
     long = {"level": "warning", "code": "CX-B", "text": "x" * 70, "next": "cortexctl"}

@@ -33,6 +33,7 @@ def test_the_nodes_documents_hide_folders_and_the_hosts_name(tmp_path: Path) -> 
         await stage.publish(error=["load_failed", "no", None, None, {}, ["E: /secret"]])
         paths = ["/version", "/discovery", "/health", "/models", "/v1/models"]
         paths += [f"/v1/models/{MODEL}", f"/models/{MODEL}/capabilities"]
+        paths += [f"/models/{MODEL}"]
         for path in paths:
             answer = await stage.ask("GET", path)
             assert answer.status == 200, path
@@ -72,6 +73,10 @@ def test_a_model_id_may_have_slashes(tmp_path: Path) -> None:
         one = await stage.ask("GET", "/models/org/name/capabilities")
         assert one.json["capabilities"] == {"chat": True}
         assert (await stage.ask("GET", "/v1/models/org/name")).json["id"] == "org/name"
+        whole = (await stage.ask("GET", "/models")).json["models"][0]
+        assert (await stage.ask("GET", "/models/org/name")).json == whole
+        assert (await stage.ask("GET", "/models/org/other")).status == 404
+        assert (await stage.ask("POST", "/models/org/name")).status == 405
         assert (await stage.ask("GET", "/v1/models/other")).status == 404
         assert (await stage.ask("POST", "/models/x/capabilities")).status == 405
 

@@ -1,0 +1,24 @@
+"""When it is worth to ask again: from who is served now and how fast.
+
+Device process and front-end worker; pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+LEAST_S = 1.0
+MOST_S = 30.0
+
+
+def retry_after_s(ends_s: Iterable[float], num_wanted: int = 1) -> float | None:
+    """Seconds until so many places are free, from 1 to 30; None where nobody knows.
+
+    `ends_s`: in how many seconds each of those that hold a place will have ended at the
+    latest. Wanted are more than they are: then their places turn over several times.
+    """
+    ends = sorted(ends_s)
+    if not ends:
+        return None
+    rounds, index = divmod(max(1, num_wanted) - 1, len(ends))
+    return min(MOST_S, max(LEAST_S, ends[index] + rounds * ends[-1]))
