@@ -52,7 +52,7 @@ def host(llama_host: Host) -> Host:
     return llama_host
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "qwen3_5"])
 def test_greedy_tokens_equal_those_of_transformers(
     folders: dict[str, Path], family: str
 ) -> None:
@@ -76,7 +76,7 @@ def test_s03_interleaved_sequences_equal_their_solo_runs(
         assert host.run(*PROMPTS, **more) == solo
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", ["llama"])
 def test_prefill_in_chunks_equals_prefill_in_one_piece(
     folders: dict[str, Path], family: str
 ) -> None:
