@@ -15,7 +15,7 @@ import os
 from collections.abc import Generator
 from collections.abc import Sequence as Listing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -32,7 +32,10 @@ from neurond.device.probe import probe
 from neurond.device.sampler import Sampler
 from neurond.device.sequence import Sequence
 from neurond.device.settings import DeviceSettings
+from neurond.device.stopwatch import measure
 from neurond.device.trial import make_ready
+
+Made = TypeVar("Made")
 
 _PAGE_TOKENS = {"cpu": 64, "cuda": 256}  # FlashAttention reads pages of 256
 
@@ -151,15 +154,11 @@ class TorchBackend:
         invariant = self._settings.numerics == "invariant"
         kernel = varlen.kernel_for(self._device, page_tokens, invariant=invariant)
         steps = make_ready(model, page_tokens, self._kv_bytes(model), kernel)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as done:
-                computing: Computing = done.value
-                break
-            yield LoadProgress(model.name, "warmup", 0, 1)
+        computing = yield from _warming(model, steps)
         if isinstance(computing, PagedModel) and self._device.type == "cuda":
             yield from self._capture(model, computing)
+        runs = measure(model, computing, self._settings.first_token_target_s)
+        model.prefill_tokens_s = yield from _warming(model, runs)
         self._models[model.name] = computing
         model.cache = computing.spec
         yield LoadProgress(model.name, "warmup", 1, 1)
@@ -191,6 +190,19 @@ class TorchBackend:
 
 
 _CUDA_POOL_SHARE = 0.9
+
+
+def _warming(
+    model: Resident, steps: Generator[None, None, Made]
+) -> Generator[LoadProgress, None, Made]:
+    """The slices of a warm-up as a load's."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            made: Made = done.value
+            return made
+        yield LoadProgress(model.name, "warmup", 0, 1)
 
 
 def _cuda_memory(device: torch.device) -> Memory:

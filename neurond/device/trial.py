@@ -45,6 +45,7 @@ _MISFITS = (
 _TOLERANCE = {torch.float32: 1e-2}
 _HALF_TOLERANCE = 0.1
 _HALF = len(TRIAL_IDS) // 2
+_IDS = (*TRIAL_IDS, TRIAL_IDS[0])
 
 
 def make_ready(
@@ -117,7 +118,9 @@ def _rehearse(
     """Two sequences, every mix of works. Whether the logits agree."""
     pages = _trial_pages(computing.spec.page_tokens)
     first, second = (
-        _sequence(model, list(range(number * pages, (number + 1) * pages)))
+        sequence_of(
+            model, list(range(number * pages, (number + 1) * pages)), _IDS, scored=True
+        )
         for number in range(2)
     )
     plan = ([(first, _HALF)], [(first, _HALF), (second, _HALF)])
@@ -166,9 +169,10 @@ def _trial_pages(page_tokens: int) -> int:
     return -(-(len(TRIAL_IDS) + 1) // page_tokens)
 
 
-def _sequence(model: Resident, pages: list[int]) -> Sequence:
-    """Of the trial's ids; all its logits are wanted."""
-    ids = (*TRIAL_IDS, TRIAL_IDS[0])
+def sequence_of(
+    model: Resident, pages: list[int], ids: tuple[int, ...], *, scored: bool = False
+) -> Sequence:
+    """Of these ids; `scored`: all its logits are wanted."""
     submit = Submit(
         id=0,
         attempt=0,
@@ -177,7 +181,7 @@ def _sequence(model: Resident, pages: list[int]) -> Sequence:
         num_prompt=len(ids),
         choice=0,
         seed=0,
-        sampling=Sampling(prompt_logprobs=0),
+        sampling=Sampling(prompt_logprobs=0 if scored else -1),
         max_tokens=1,
         stop_ids=(),
         grammar="",
