@@ -25,6 +25,7 @@ from cortexd.snapshot import Snapshot
 from cortexd.stream import Party, RelayStream
 from ipc.errors import ServiceError, cause_chain, error_for
 from ipc.journal import Journal
+from neurond.serving import principal
 
 _ATTEMPTS = 2
 _BUSY = (429, 503)
@@ -35,7 +36,7 @@ _EVENTS = "text/event-stream"
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What a client wants; `body_for(model id)` is what a node gets. Unless it is
-    `on_device`, a node needs the model's files only."""
+    `on_device`, a node needs the model's files only. `principal`: for whom (S31)."""
 
     model: str
     stream: bool
@@ -43,6 +44,7 @@ class Ask:
     request_id: str
     body_for: Callable[[str], bytes]
     on_device: bool = True
+    principal: str = ""
 
 
 class Setback(Exception):
@@ -180,10 +182,12 @@ class Relay:
 
 
 def _request(ask: Ask, target: Serve) -> Request:
-    headers = (
+    headers = [
         ("Content-Type", "application/json"),
         ("Accept", "text/event-stream" if ask.stream else "application/json"),
         ("X-Request-Id", ask.request_id),
         ("X-Cortex-Usage", "1"),
-    )
-    return Request("POST", ask.path, headers, ask.body_for(target.model))
+    ]
+    if ask.principal:
+        headers.append((principal.HEADER, ask.principal))
+    return Request("POST", ask.path, tuple(headers), ask.body_for(target.model))

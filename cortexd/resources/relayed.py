@@ -17,6 +17,7 @@ from cortexd.stream import RelayStream
 from ipc.errors import ServiceError
 from neurond.serving.body import require_json
 from neurond.serving.edge import Request, Response, exchange_of
+from neurond.serving.principal import principal_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,4 +86,5 @@ class RelayedResource:
             request_id=exchange.request_id,
             body_for=seen.body_for,
             on_device=self._endpoint.on_device,
+            principal=principal_of(req, trusts_header=False),
         )

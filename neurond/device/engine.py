@@ -240,7 +240,9 @@ class Engine:
             raise error_for("invalid_request_error", "the request id is in use")
         seats = self._settings.max_running + self._settings.max_queue
         if len(self.roster) >= seats:
-            raise error_for("queue_full", "the device's queue is full")
+            after_s = self._showing.retry_after_s(1)
+            words = "the device's queue is full"
+            raise error_for("queue_full", words, retry_after_s=after_s)
         sequence = Sequence(worker, submit, model, self._clock(), window=window)
         self._backend.prepare(sequence)
         self.roster.add(sequence)
@@ -256,10 +258,11 @@ class Engine:
         queued = [
             s for s in self.roster.waiting if s.queued_too_long(now_s, patience_s)
         ]
+        ahead = len(self.roster.waiting) - len(queued)
         busy = error_for(
             "overloaded",
             f"no seat became free in {patience_s:g} s",
-            retry_after_s=min(30.0, max(1.0, patience_s / 4)),
+            retry_after_s=self._showing.retry_after_s(ahead + 1),
         )
         out += self._fail_all(queued, busy)
         whole = [s for s in self.roster.waiting if s.full and not s.wants_prompt]

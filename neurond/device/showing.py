@@ -1,4 +1,4 @@
-"""What the status page shows of requests and models.
+"""What the status page shows of requests and models, and when to ask again.
 
 Device process, torch-free. Reads the engine's parts, writes the page, decides nothing.
 """
@@ -14,6 +14,8 @@ from neurond.device.kvcache import KvCache
 from neurond.device.pace import Pace
 from neurond.device.rates import Rates
 from neurond.device.roster import Roster
+from neurond.device.sequence import Sequence
+from neurond.retrying import retry_after_s
 
 
 class Showing:
@@ -38,6 +40,20 @@ class Showing:
         known = self._pace.rates(model)
         prefill = known.prefill_tokens_s or model.prefill_tokens_s
         return Rates(prefill, known.decode_steps_s)
+
+    def retry_after_s(self, num_wanted: int) -> float | None:
+        """When so many of those that have a seat will have ended, as far as known."""
+        return retry_after_s(map(self._left_s, self._roster.running), num_wanted)
+
+    def _left_s(self, sequence: Sequence) -> float:
+        """At the latest: it may end before it has all that it asked for."""
+        rates, num_ids = self.rates(sequence.model), len(sequence.ids)
+        decode = sequence.most_tokens - num_ids
+        prefill = num_ids - sequence.num_computed
+        seconds = decode / rates.decode_steps_s if rates.decode_steps_s else 0.0
+        if rates.prefill_tokens_s:
+            seconds += prefill / rates.prefill_tokens_s
+        return seconds
 
     def publish(self, model: Resident) -> None:
         """Write the page's row of the model and the gauges."""

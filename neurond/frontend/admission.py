@@ -54,6 +54,12 @@ def decision_s(device_kind: str) -> float:
     return _DECISION_S.get(device_kind, _DECISION_OTHERWISE_S)
 
 
+def token_s(fact: Fact) -> float:
+    """How long a token of one stream takes; 0.0 = not measured yet."""
+    rate = (fact.get("rates") or {}).get("decode_tokens_per_s")
+    return 1 / rate if rate else 0.0
+
+
 def _model_refusal(model: str, fact: Fact) -> ServiceError | None:
     status = fact["status"]
     if status in _LOADING:

@@ -114,6 +114,7 @@ class Worker:
             self._table,
             prompts,
             body_bytes=settings.body_bytes,
+            trusts_callers=bool(settings.token),
         )
         answering = Answering(node, self._table, self._journal)
         chat = ChatResource(intake, answering)

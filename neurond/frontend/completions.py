@@ -90,7 +90,9 @@ class CompletionsResource:
         return Prepared(
             request,
             prompts=tuple(_prompts(request, served, ids)),
-            orders=tuple(_orders(request, served, ids, window)),
+            orders=tuple(
+                _orders(request, served, ids, window, self._intake.principal(req))
+            ),
             num_scores=request.check_scores(sum(map(len, ids))),
             line=self._intake.line(fact),
         )
@@ -138,6 +140,7 @@ def _orders(
     served: ServedModel,
     prompts: Sequence[tuple[int, ...]],
     window: int,
+    principal: str,
 ) -> Iterator[Order]:
     """Raises ClientError."""
     asked, limits = request.sampling, served.limits(window)
@@ -146,7 +149,9 @@ def _orders(
     for index, ids in enumerate(prompts):
         name = request.place(index)
         resolved = resolve(asked, limits, num_prompt=len(ids), param=name)
-        submit = new_submit(request.model, ids, asked, resolved, grammar=grammar)
+        submit = new_submit(
+            request.model, ids, asked, resolved, principal=principal, grammar=grammar
+        )
         yield Order(submit, asked.n, asked.stop, pieces, request.stream)
 
 

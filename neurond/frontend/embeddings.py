@@ -90,7 +90,8 @@ class EmbeddingsResource:
             lambda: embeddings.input_ids(request, served.tokenizer, window=window),
             size=request.num_chars,
         )
-        submits = [_submit(request.model, one) for one in ids]
+        principal = self._intake.principal(req)
+        submits = [_submit(request.model, one, principal) for one in ids]
         return Prepared(request, submits, dimensions, self._intake.line(fact))
 
     def _gathering(self, prepared: Prepared) -> Gathering:
@@ -104,7 +105,7 @@ class EmbeddingsResource:
         return Gathering(self._table, encode)
 
 
-def _submit(model: str, ids: Ids) -> Submit:
+def _submit(model: str, ids: Ids, principal: str) -> Submit:
     return Submit(
         id=0,  # the table numbers it
         attempt=0,
@@ -117,7 +118,7 @@ def _submit(model: str, ids: Ids) -> Submit:
         max_tokens=0,
         stop_ids=(),
         grammar="",
-        principal="",
+        principal=principal,
         priority=_PRIORITY,
         deadline_s=0.0,
         cache_salt="",

@@ -21,6 +21,7 @@ from neurond.serving.devices import DeviceLine, Devices
 from neurond.serving.edge import Request, read_json
 from neurond.serving.library import Library
 from neurond.serving.params import ChatRequest, parse_chat
+from neurond.serving.principal import principal_of
 from neurond.serving.requests import RequestTable
 from neurond.serving.sampling import Resolved, SamplingRequest, resolve
 
@@ -38,7 +39,7 @@ class Prepared:
 
 
 class Intake:
-    def __init__(
+    def __init__(  # noqa: PLR0913  collaborators
         self,
         node: Node,
         library: Library,
@@ -47,7 +48,11 @@ class Intake:
         prompts: Prompts,
         *,
         body_bytes: int,
+        trusts_callers: bool = False,
     ) -> None:
+        """`trusts_callers`: all have shown the node's token; they may say for whom they
+        ask."""
+        self._trusts_callers = trusts_callers
         self._node = node
         self._library = library
         self._devices = devices
@@ -74,10 +79,20 @@ class Intake:
         asked = request.sampling
         resolved = resolve(asked, limits, num_prompt=len(ids))
         grammar = request.grammar.text if request.grammar else ""
-        submit = new_submit(request.model, ids, asked, resolved, grammar=grammar)
+        submit = new_submit(
+            request.model,
+            ids,
+            asked,
+            resolved,
+            principal=self.principal(req),
+            grammar=grammar,
+        )
         self._prompts.rendered(submit, messages, request.tools.offered)
         order = Order(submit, asked.n, asked.stop, served.tokenizer, request.stream)
         return Prepared(request, order, self.line(fact))
+
+    def principal(self, req: Request) -> str:
+        return principal_of(req, trusts_header=self._trusts_callers)
 
     def admit(self, model: str, kind: str = "chat", *, num_sequences: int = 1) -> Facts:
         """The model's fact. Raises ServiceError: not now, no room, not its kind."""
@@ -85,7 +100,7 @@ class Intake:
         refusal = admission.refusal(self._node.state, model, fact, kind)
         if refusal is not None or fact is None:
             raise refusal or error_for("internal_error", "admitted without a fact")
-        self._table.check_room(num_sequences)
+        self._table.check_room(num_sequences, admission.token_s(fact))
         return fact
 
     def line(self, fact: Facts) -> DeviceLine:
@@ -97,12 +112,13 @@ class Intake:
         return line
 
 
-def new_submit(
+def new_submit(  # noqa: PLR0913  what a sequence is made of
     model: str,
     ids: tuple[int, ...],
     request: SamplingRequest,
     resolved: Resolved,
     *,
+    principal: str,
     grammar: str = "",
 ) -> Submit:
     """The sequence to run; a seed is minted where the client gave none."""
@@ -119,7 +135,7 @@ def new_submit(
         max_tokens=resolved.max_tokens,
         stop_ids=resolved.stop_ids,
         grammar=grammar,
-        principal="",
+        principal=principal,
         priority=_PRIORITY,
         deadline_s=0.0,
         cache_salt=request.cache_salt,

@@ -38,6 +38,7 @@ from ipc.messages import (
     Vector,
 )
 from ipc.ring import RecordTooLarge, RingFull
+from neurond.retrying import retry_after_s
 
 
 class State(Enum):
@@ -107,6 +108,11 @@ class Entry:
     """The prompt token whose score comes next; the first has none."""
     state: State = State.SUBMITTED
 
+    @property
+    def num_left(self) -> int:
+        """Tokens that may still come."""
+        return max(0, self.submit.max_tokens - len(self.emitted))
+
 
 class RequestTable:
     def __init__(self, *, first_id: int, max_entries: int) -> None:
@@ -121,10 +127,19 @@ class RequestTable:
     def in_flight(self, device: str) -> int:
         return self._per_device[device]
 
-    def check_room(self, num_sequences: int = 1) -> None:
-        """Raises CapacityError queue_full: before any work is done for a request."""
-        if len(self._entries) + num_sequences > self._max_entries:
-            raise error_for("queue_full", "every queue place of this worker is taken")
+    def check_room(self, num_sequences: int = 1, token_s: float = 0.0) -> None:
+        """Raises CapacityError queue_full: before any work is done for a request.
+
+        `token_s` is how long a token takes, 0.0 = unknown: it says when to ask again.
+        """
+        num_missing = len(self._entries) + num_sequences - self._max_entries
+        if num_missing > 0:
+            ends_s = [token_s * entry.num_left for entry in self._entries.values()]
+            raise error_for(
+                "queue_full",
+                "every queue place of this worker is taken",
+                retry_after_s=retry_after_s(ends_s, num_missing),
+            )
 
     def submit(
         self, device: str, channel: Channel, submit: Submit, sink: Sink
