@@ -23,8 +23,8 @@ def principal_of(req: Request, *, trusts_header: bool) -> str:
     named = (req.get_header(HEADER) or "") if trusts_header else ""
     if named:
         return named[:_LONGEST]
-    peer = req.scope.get("client") or ("",)
-    return of_address(str(peer[0]))
+    host, *_ = req.scope.get("client") or ("",)
+    return of_address(str(host))
 
 
 def of_address(host: str) -> str:
