@@ -145,12 +145,23 @@ class Int8(Kernel):
 
 
 class Split(Kernel):
-    """codes as `Int8`, scale [N] float32. Rounding the rows takes 20 µs a call."""
+    """codes as `Int8`, scale [N] float32. Rounding the rows takes 20 µs a call.
 
-    def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None):
+    `scores`: what comes out is not rounded to the type of the rows. bfloat16 has steps
+    of 1/8 where logits are large, so the likeliest tokens would often be equal.
+    """
+
+    def __init__(
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        scores: Tensor | None = None,
+    ):
         self.codes = torch.ops.onednn.qlinear_prepack(codes, None)
         self.scale = scale
         self.bias = bias
+        self.scores = scores
         self._zero = torch.zeros(scale.shape[0], dtype=torch.long)
         self._multiply = torch.ops.onednn.qlinear_pointwise.default
 
@@ -166,7 +177,8 @@ class Split(Kernel):
         count = rows.shape[0]
         out = both.narrow(0, 0, count).add_(both.narrow(0, count, count), alpha=1 / 254)
         out = out.mul_(most / 127)
-        return (out if self.bias is None else out.add_(self.bias)).to(rows.dtype)
+        out = out if self.bias is None else out.add_(self.bias)
+        return out if self.scores is not None else out.to(rows.dtype)
 
     def _products(self, codes: Tensor) -> Tensor:
         """int8 [R, K] to float32 [R, N]."""
@@ -178,7 +190,8 @@ class Split(Kernel):
 
     def tensors(self) -> dict[str, Tensor]:
         codes = self.codes.to_dense().t().contiguous()
-        return _named(codes=codes, scale=self.scale, bias=self.bias)
+        whole = {"codes": codes, "scale": self.scale, "bias": self.bias}
+        return _named(**whole, scores=self.scores)
 
     def held_bytes(self) -> int:
         return self.codes.numel() + _bytes(self.scale, self._zero, self.bias)

@@ -48,6 +48,8 @@ _WIDE = 8192
 # with and without AMX; for a head, whose rounding costs nothing beside it, more.
 _FEW_ROWS: dict[Any, tuple[int, int]] = {Int4: (7, 16), Int8: (2, 8), Split: (2, 8)}
 _HEAD_ROWS = 16
+_SCORED_ROWS = 64
+"""More than is fastest: only the quantised kernel gives logits in float32."""
 _CUDA_ROWS = 16
 _FORMS: dict[str, Any] = {
     "int4": Int4,
@@ -60,13 +62,17 @@ _FORMS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class LinearPlan:
-    """How a weight is held. `dtype`: of the rows; `group_size`: of kind int4."""
+    """How a weight is held. `dtype`: of the rows; `group_size`: of kind int4.
+
+    `scores`: it makes logits, in float32 where the kernel has them so.
+    """
 
     kind: str = "none"
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.bfloat16
     keep_dense: bool = True
     group_size: int = 64
+    scores: bool = False
 
 
 class PackedLinear(nn.Module):
@@ -214,7 +220,8 @@ def _int8(
     codes, scale = quantise.quantise_int8(weight)
     values = codes.to(kernels.BF16).mul_(scale.unsqueeze(1))
     if plan.device.type == "cpu" and processor.bfloat16:
-        return Split(codes, scale.float(), bias), values
+        scores = torch.ones(1) if plan.scores else None
+        return Split(codes, scale.float(), bias, scores), values
     return Int8(codes.to(plan.device), scale.to(plan.device), bias), values
 
 
@@ -235,6 +242,8 @@ def _dense(
 def _few_rows(few: Kernel, rows: int, plan: LinearPlan, processor: Processor) -> int:
     if plan.device.type == "cuda":
         return _CUDA_ROWS
+    if isinstance(few, Split) and plan.scores:
+        return _SCORED_ROWS
     if isinstance(few, Split) and rows >= _WIDE:
         return _HEAD_ROWS
     with_amx, without = _FEW_ROWS[type(few)]

@@ -31,8 +31,11 @@ def plans(form: Form, dtype: torch.dtype, device: torch.device, *, fast: bool) -
     fuses = fast and device.type == "cpu"
     if form.kind == "none":
         # dense bfloat16 has a faster layout on CPU; elsewhere nothing is gained
-        gains = device.type == "cpu" and dtype == torch.bfloat16 and fast
+        gains = device.type == "cpu" and dtype == torch.bfloat16
         plan = LinearPlan("none", device, dtype) if gains else None
         return Quant(form, plan, plan, fuses)
-    plan = LinearPlan(form.kind, device, dtype, form.keep_dense, form.group_size)
-    return Quant(form, plan, replace(plan, kind=form.head), fuses)
+    # one form for any number of rows, or their rounding would tell how many they were
+    keep_dense = form.keep_dense and fast
+    plan = LinearPlan(form.kind, device, dtype, keep_dense, form.group_size)
+    head = replace(plan, kind=form.head, scores=True)
+    return Quant(form, plan, head, fuses)
