@@ -11,7 +11,8 @@ them; pure, torch-free.
 
 What was asked for by name is all that is held; `auto` keeps a dense copy beside the
 blocks on a CPU, because many rows are several times faster with it
-(`options.keep_dense` says otherwise, either way).
+(`options.keep_dense` says otherwise, either way). Invariant numerics hold one form, so
+that a weight has one value.
 
 Invariant: blocks that have no kernel are refused, unless it was said that they may be
 dequantised.
@@ -66,15 +67,15 @@ def choose(
         case "int4":
             return Form("int4", "int4", "int8", _group_size(options), by_name)
         case "auto" if marker is not None and _wants_blocks(marker, options, place):
-            keep = _keep_dense(options, place.on_cpu)
+            keep = _keep_dense(options, place.on_cpu and place.is_fast)
             return Form(marker.label, "blocks", "int8", BLOCK, keep)
         case _:
             return Form("none", "none", "none")
 
 
 def _wants_blocks(marker: Marker, options: Mapping[str, Any], place: Place) -> bool:
-    """The kernel takes bfloat16 rows, and few and many rows differ in rounding."""
-    able = place.dtype == "bfloat16" and place.is_fast
+    """The kernel takes bfloat16 rows."""
+    able = place.dtype == "bfloat16"
     return able and marker.has_blocks and not options.get("dequantize")
 
 

@@ -20,6 +20,7 @@ from neurond.device.backend import Work
 
 Run = tuple[int, int]
 """(first slot, number of tokens)."""
+PADDING = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,9 @@ class Segment:
 class Batch:
     """Everything a forward is made of. `num_rows` segments of one id come first.
 
+    Segments of work PADDING come last; what they compute is for nobody. `joined`: what
+    a row reads is laid out in one stretch, wherever its pages lie.
+
     `kept` are the packed indices whose logits are computed, in order: those wanted, or
     the very last one, since not every head takes no rows at all.
     """
@@ -58,6 +62,7 @@ class Batch:
     positions: list[int]
     slots: list[int]
     kept: list[int]
+    joined: bool = False
 
 
 def make_batch(works: Listing[Work], page_tokens: int) -> Batch:

@@ -27,6 +27,7 @@ from neurond.device import assembly, encoder, linear, packed
 from neurond.device.assembly import Kind
 from neurond.device.backend import LoadSteps, Resident
 from neurond.device.build import Build, Meter
+from neurond.device.numerics import is_invariant
 from neurond.device.packed import Shelf
 from neurond.device.quant import PLAIN, Quant, plans
 from neurond.device.settings import DeviceSettings
@@ -101,7 +102,7 @@ def _embedder(
 def _plan(
     spec: Load, dtype: torch.dtype, device: torch.device, settings: DeviceSettings
 ) -> Quant:
-    fast = settings.numerics != "invariant"
+    fast = not is_invariant(spec.options, settings)
     name = str(dtype).removeprefix("torch.")
     place = Place(device.type == "cpu", name, is_fast=fast)
     marker = converted.read(Path(spec.folder))

@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from neurond.device import attention, varlen
 from neurond.device.attention import KeyValue
-from neurond.device.batch import Batch, Segment
+from neurond.device.batch import PADDING, Batch, Segment
 from neurond.device.inputs import Inputs
 from neurond.device.pool import Group, Pool
 from neurond.device.reads import GroupReads, group_reads
@@ -164,6 +164,11 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped
             pieces = self._attend_rows(lines, scale, sinks)
         for at in range(len(pieces), len(batch.segments)):
             segment = batch.segments[at]
+            if segment.work == PADDING:
+                rest = query.shape[2] - segment.start
+                value_dim = self.group.shape.value_dim
+                pieces.append(query.new_zeros((rest, *shape, value_dim)))
+                break
             span = query[0, :, segment.start : segment.start + segment.length]
             span = span.reshape(*shape, segment.length, dim)
             column = None if sinks is None else sinks.unsqueeze(-1)

@@ -128,6 +128,28 @@ class PagedModel:
         whole = in_lines or not self._body.last_only
         return logits.index_select(0, inputs.kept) if whole else logits
 
+    @property
+    def states(self) -> States:
+        return self._states
+
+    def slot_of(self, sequence: Sequence) -> int:
+        """Of its recurrent state."""
+        return self._slot(sequence)
+
+    def run_tile(self, batch: Batch, slots: Listing[int]) -> torch.Tensor:
+        """Logits [K, V] of a batch of single ids.
+
+        `slots` are those of their recurrent states, if the model has any: all have
+        begun, be it from zeros.
+        """
+        inputs = self._feed.inputs(batch)
+        if not self._states.layers:
+            return self.run(batch, inputs, in_lines=False)
+        self._states.begin(slots, started=True)
+        rows = self.run(batch, inputs, in_lines=True)
+        self._states.commit(slots)
+        return rows
+
     def _compute(self, works: Listing[Work]) -> Logits:
         batch = make_batch(works, self.spec.page_tokens)
         if self._states.layers:

@@ -19,6 +19,7 @@ from neurond.device.pool import Group, Views
 
 _MAX_VIEWS = 6
 """More stretches than these are copied together: a call each would cost more."""
+_ONE_VIEW = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,10 @@ class Stretches:
     def of(self, group: Group, layer: int) -> list[KeyValue]:
         if self.slots is None:
             return [(keys[layer], values[layer]) for keys, values in self.views]
-        keys = group.keys[layer].index_select(2, self.slots)
-        return [(keys, group.values[layer].index_select(2, self.slots))]
+        # token-major as in the pool: the strides are part of how a product is summed
+        copies = [pool.index_select(0, self.slots) for pool in group.tokens(layer)]
+        keys, values = (copy.transpose(0, 1).unsqueeze(0) for copy in copies)
+        return [(keys, values)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,10 @@ class GroupReads:
 
 def group_reads(batch: Batch, group: Group) -> GroupReads:
     window = group.shape.window
-    stretches = tuple(_stretches(group, s, _low(s, window)) for s in batch.segments)
+    most = _ONE_VIEW if batch.joined else _MAX_VIEWS
+    stretches = tuple(
+        _stretches(group, s, _low(s, window), most) for s in batch.segments
+    )
     masks = tuple(_mask(group, segment) for segment in batch.segments)
     rows = _rows(stretches[: batch.num_rows])
     return GroupReads(_write(batch, group), rows, stretches, masks)
@@ -62,11 +68,11 @@ def _low(segment: Segment, window: int) -> int:
     return max(0, segment.past + 1 - window) if window else 0
 
 
-def _stretches(group: Group, segment: Segment, low: int) -> Stretches:
+def _stretches(group: Group, segment: Segment, low: int, most: int) -> Stretches:
     """A row reads its own key back from the pool; a chunk has its own at hand."""
     high = segment.end if segment.length == 1 else segment.past
     runs = clip(segment.runs, low, high)
-    if len(runs) <= _MAX_VIEWS:
+    if len(runs) <= most:
         return Stretches(tuple(group.views(run) for run in runs), None)
     device = group.keys.device
     return Stretches((), torch.tensor(slots_of(runs), device=device))

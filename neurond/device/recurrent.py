@@ -108,6 +108,11 @@ class States:
         for store in self._stores:
             store.keep(rows)
 
+    def clear(self, slot: int) -> None:
+        """As before the first token: what has begun from zeros goes on in steps."""
+        for store in self._stores:
+            store.all[slot].zero_()
+
     def save(self, slot: int) -> State:
         return [store.all[slot : slot + 1].clone() for store in self._stores]
 
