@@ -31,7 +31,7 @@ from typing import Any
 
 from bench import servers
 from bench.servers import Server
-from bench.streams import Messages, Timeline, chat
+from bench.streams import Messages, ServerRefused, Timeline, chat
 
 RESULTS = Path(__file__).parent / "results" / "serve.json"
 SERVER_CORES, CLIENT_CORES = "0", {1}
@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def _start(stack: ExitStack, options: argparse.Namespace) -> list[Server]:
-    """One after the other, each frozen once it is ready."""
+    """One after the other, each frozen once it has answered."""
     ways = [servers.cortex(SERVER_CORES)]
     if options.transformers:
         folder = servers.converted_model()
@@ -82,6 +82,7 @@ def _start(stack: ExitStack, options: argparse.Namespace) -> list[Server]:
     running: list[Server] = []
     for way in ways:
         server = stack.enter_context(way)
+        asyncio.run(_first_answer(server))
         server.pause()
         stack.callback(server.go_on)
         running.append(server)
@@ -113,6 +114,17 @@ async def _round(server: Server, number: int) -> dict[str, float]:
         "long": first.first_s,
         "second": second.first_s,
     }
+
+
+async def _first_answer(server: Server) -> None:
+    """Some say that they are ready and load on."""
+    for _ in range(20):
+        try:
+            await _ask(server, [_user("Hello!")], 4)
+            return
+        except ServerRefused:
+            await asyncio.sleep(1)
+    raise SystemExit(f"{server.name} refuses to answer")
 
 
 async def _rate(server: Server, number: int, num_streams: int) -> float:
