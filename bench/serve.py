@@ -4,8 +4,8 @@
 
 PATHs are the `transformers` executable and the Python of environments where the peers
 are installed (docs: bench/RESULTS.md). Every server, all its processes, runs on core 0
-with one thread; the client on core 1. Rounds take turns; a server that isn't measured
-is frozen. Per round and server:
+with one thread; the client on core 1. Rounds take turns; a peer that isn't measured is
+frozen, as it may spin. Per round and server:
 
     one        one stream of 64 tokens                       tokens/s
     sixteen    sixteen streams of 64 tokens                  tokens/s of all together

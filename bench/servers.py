@@ -55,6 +55,7 @@ class Server:
     model: str
     process: subprocess.Popen[bytes]
     node_url: str = ""
+    spins: bool = True
 
     def pause(self) -> None:
         """Freeze it: a peer that spins while idle must not slow the others."""
@@ -64,6 +65,8 @@ class Server:
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: int) -> None:
+        if not self.spins:
+            return
         root = psutil.Process(self.process.pid)
         for process in [root, *root.children(recursive=True)]:
             process.send_signal(number)
@@ -102,7 +105,7 @@ def cortex(cores: str, **settings: str) -> Iterator[Server]:
         with _started(cores, argv, environ, log) as process:
             url = _await_line(process, log, r"ready after .* at (http://\S+)")
             node_url = f"http://127.0.0.1:{node_port}"
-            yield Server("cortex", url, MODEL, process, node_url)
+            yield Server("cortex", url, MODEL, process, node_url, spins=False)
 
 
 @contextmanager
