@@ -87,11 +87,12 @@ class Stream:
 
 
 class Http:
-    """One server; a connection per request."""
+    """One server; a connection per request, from the address `source` if given."""
 
-    def __init__(self, address: str, model: str) -> None:
+    def __init__(self, address: str, model: str, source: str = "") -> None:
         host, _, port = address.rpartition(":")
         self.host, self.port, self.model = host, int(port), model
+        self._source = (source, 0) if source else None
 
     @property
     def url(self) -> str:
@@ -153,7 +154,9 @@ class Http:
             return b"".join(iter(lambda: sock.recv(65536), b""))
 
     def _connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection(self.host, self.port, timeout=TIMEOUT_S)
+        return http.client.HTTPConnection(
+            self.host, self.port, timeout=TIMEOUT_S, source_address=self._source
+        )
 
 
 def text_of(documents: list[Any], index: int = 0) -> str:

@@ -39,6 +39,8 @@ _DEFAULTED = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty"
 _GREATEST_INT32 = (1 << 31) - 1
 _LEAST_MASS = 1e-6
 """A nucleus of nothing is no distribution; the client means "the best token only"."""
+_LEAST_WINDOW = 2
+"""Tokens: one of a prompt and one of its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,11 @@ def resolve(
 def context_error(
     num_prompt: int, window: int, *, param: str = "messages"
 ) -> ClientError:
-    """Agent clients compact their history on this one (S74)."""
+    """Agent clients compact their history on this one (S74), unless there is no room
+    for any prompt: that no shorter one would cure (S26)."""
+    if window < _LEAST_WINDOW:
+        words = "the device has no memory left for any prompt of this model"
+        return ClientError(words, code="prompt_too_long_for_vram")
     return ClientError(
         f"this model's maximum context length is {window} tokens, but the {param}"
         f" have {num_prompt} tokens and an answer needs room; shorten the {param}",
