@@ -119,6 +119,7 @@ _NO_ROOM = re.compile(
     r"cublas_status_alloc_failed"
     r"|(cuda error|cuda driver error|triton error \[cuda\]): out of memory"
     r"|defaultcpuallocator: (can't|not enough)"
+    r"|\[errno 12\] cannot allocate memory"
 )
 _GROUP_TEXT = re.compile(r"\bgloo\b|\bnccl|\btcpstore\b")
 _DEVICE_TEXT = re.compile(

@@ -104,6 +104,7 @@ NO_ROOM = [
      " can't allocate memory: you tried to allocate 4000000000000 bytes."),
     (RUNTIME, None, "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: not "
      "enough memory: you tried to allocate 4000000000000 bytes."),
+    (("OSError", "Exception"), None, "[Errno 12] Cannot allocate memory"),
     (("MemoryError", "Exception"), None, ""),
 ]  # fmt: skip
 

@@ -1,0 +1,73 @@
+"""Torch runs out of host memory, for real: that request ends, its company goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ipc.messages import Failed, LoadFailed
+from tests.neurond.device import tiny
+from tests.neurond.device.host import WORKER, Host, emitted, ends
+from tests.neurond.device.rig import make_submit
+
+OTHERS = [tuple(range(1, 30)), tuple(range(50, 62)), tuple(range(90, 150))]
+VICTIM = tuple(range(200, 300))
+HUGE = 1 << 46
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build("llama", tmp_path_factory.mktemp("model"))
+
+
+@contextmanager
+def hungry(host: Host, at: Callable[[Any], bool]) -> Iterator[None]:
+    """The model asks for more than there is where `at` its positions."""
+
+    def allocate(_module: object, _args: object, named: dict[str, Any]) -> None:
+        if at(named["position_ids"]):
+            torch.empty(HUGE, dtype=torch.uint8)
+
+    module = host.engine.models["m"].body.module
+    hook = module.register_forward_pre_hook(allocate, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("position", [len(VICTIM) - 1, len(VICTIM) + 3])
+def test_in_prefill_and_in_decode_only_who_asked_for_it_ends(
+    folder: Path, position: int
+) -> None:
+    """Nobody else gets to the position."""
+    host = Host(prefill_chunk=32)
+    host.load(folder)
+    solo = [host.run(prompt, max_tokens=20)[0] for prompt in OTHERS]
+    with hungry(host, lambda positions: bool((positions == position).any())):
+        for number, prompt in enumerate((*OTHERS, VICTIM)):
+            host.engine.submit(WORKER, make_submit(number, prompt, max_tokens=20))
+        messages = host.drain()
+    failed = ends(messages)[3]
+    assert isinstance(failed, Failed)
+    assert failed.error[0] == "insufficient_vram"
+    assert "allocate" in failed.error[5][0]
+    assert len(emitted(messages, 3)) == max(0, position - len(VICTIM) + 1)
+    assert [emitted(messages, number) for number in range(3)] == solo
+    assert host.page.read().counters["out_of_memory_total"] >= 1
+    assert "model NOT marked poisoned" in host.written.getvalue()
+    assert host.run(VICTIM, max_tokens=20)[0]
+
+
+def test_a_cache_that_the_host_has_no_room_for_fails_the_load(folder: Path) -> None:
+    host = Host(kv_bytes=HUGE)
+    report = host.try_load(folder)[-1]
+    assert isinstance(report, LoadFailed)
+    assert report.error[0] == "insufficient_vram"
+    assert "allocate" in report.error[5][0]
+    assert not host.engine.models
