@@ -35,7 +35,7 @@ from bench.streams import Messages, Timeline, chat
 RESULTS = Path(__file__).parent / "results" / "latency.json"
 NUM_STREAMS = 4
 NUM_TOKENS = 600
-PROMPT_WORDS = 3700
+NUM_ITEMS = 1050  # of about seven tokens
 GAP_GOAL, FIRST_GOAL = 3.0, 2.0
 OTHER = "second-copy"
 _QUIET_S = 4.0
@@ -106,7 +106,7 @@ async def _span(seconds: float) -> tuple[float, float]:
 
 
 async def _ask_long(server: Server, name: str) -> Timeline:
-    words = " ".join(f"{name} {i}" for i in range(PROMPT_WORDS // 3))
+    words = " ".join(f"{name} {i}" for i in range(NUM_ITEMS))
     messages: Messages = [{"role": "user", "content": f"{words}\nSummarise it."}]
     return await chat(server.url, server.model, messages, max_tokens=2)
 
