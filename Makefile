@@ -9,7 +9,8 @@ CORTEX_TORCH_INDEX ?=
 # passed on: `make run ARGS="--port 8080"`, `make test ARGS="-k ring"`
 ARGS ?=
 SEED ?= 1
-SOAK_S ?= 3600
+SOAK_S ?= 1800
+DRILLS_S ?= 3600
 
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -39,7 +40,7 @@ comma := ,
 empty :=
 commas = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
 
-.PHONY: help run install test lint size check coverage bench drill soak clients \
+.PHONY: help run install test lint size check coverage bench drill drills soak clients \
 	clean distclean
 .DEFAULT_GOAL := help
 
@@ -48,9 +49,10 @@ help:
 	@echo "make test     the whole test suite"
 	@echo "make check    format, lint, types, file sizes, coverage gates"
 	@echo "make lint     the part of check that takes seconds"
-	@echo "make bench    figures: ring, start-up"
+	@echo "make bench    figures; bench/RESULTS.md says which"
 	@echo "make drill    long fault drills (SEED=1)"
-	@echo "make soak     the drills again and again with new seeds (SOAK_S=3600)"
+	@echo "make drills   the same again and again with new seeds (DRILLS_S=3600)"
+	@echo "make soak     random traffic for 30 minutes (SOAK_S=1800, SEED=1)"
 	@echo "make clients  the real SDKs against a running pair of daemons"
 	@echo "make clean    caches and build output (distclean: also venv and models)"
 
@@ -135,10 +137,13 @@ drill: $(STAMPS)/torch $(STAMPS)/dev
 	@for drill in $(DRILLS); do \
 	$(PY) -m tests.drills.$$drill --seed $(SEED) $(ARGS) || exit; done
 
-soak: $(STAMPS)/torch $(STAMPS)/dev
-	@end=$$(($$(date +%s) + $(SOAK_S))); seed=$(SEED); \
+drills: $(STAMPS)/torch $(STAMPS)/dev
+	@end=$$(($$(date +%s) + $(DRILLS_S))); seed=$(SEED); \
 	while [ "$$(date +%s)" -lt "$$end" ]; do \
 	$(MAKE) --no-print-directory drill SEED=$$seed || exit; seed=$$((seed + 1)); done
+
+soak: $(STAMPS)/torch $(STAMPS)/dev
+	@$(PY) -m tests.drills.soak --model embedded --seconds $(SOAK_S) --seed $(SEED) $(ARGS)
 
 clients: $(STAMPS)/torch $(STAMPS)/dev
 	@$(PY) -m pytest tests/clients $(ARGS)
