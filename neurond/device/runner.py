@@ -26,7 +26,9 @@ from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Row, Wo
 from neurond.device.budget import kv_budget_bytes
 from neurond.device.computing import Computing
 from neurond.device.drawing import drawing, outcomes
+from neurond.device.invariant import make_invariant
 from neurond.device.masks import Masks
+from neurond.device.numerics import is_invariant
 from neurond.device.pagedmodel import PagedModel
 from neurond.device.probe import probe
 from neurond.device.sampler import Sampler
@@ -70,7 +72,9 @@ class TorchBackend:
         return Memory(total, max(0, min(total - held, host.available)))
 
     def load(self, spec: Load) -> LoadSteps:
+        invariant = is_invariant(spec.options, self._settings)
         model = yield from loader.load(spec, self._device, self._settings)
+        model.info["numerics"] = "invariant" if invariant else "fast"
         if not isinstance(model.body, encoder.EncoderBody):
             yield from self._make_ready(model)
             folder = Path(spec.folder)
@@ -128,7 +132,7 @@ class TorchBackend:
     def forward(self, works: Listing[Work]) -> list[Outcome]:
         with torch.inference_mode():
             if isinstance(works[0].sequence.model.body, encoder.EncoderBody):
-                alone = self._settings.numerics == "invariant"
+                alone = works[0].sequence.model.info["numerics"] == "invariant"
                 return encoder.forward(works, alone=alone)
             found = self._compute(works)
         if self._device.type == "cuda" and not drawing(works):
@@ -151,10 +155,14 @@ class TorchBackend:
 
     def _make_ready(self, model: Resident) -> Generator[LoadProgress, None, None]:
         page_tokens = self._settings.page_tokens or _PAGE_TOKENS[self._device.type]
-        invariant = self._settings.numerics == "invariant"
+        invariant = model.info["numerics"] == "invariant"
         kernel = varlen.kernel_for(self._device, page_tokens, invariant=invariant)
         steps = make_ready(model, page_tokens, self._kv_bytes(model), kernel)
         computing = yield from _warming(model, steps)
+        if invariant:
+            limit_s = self._settings.load_deadline_s * _SELF_TEST_SHARE
+            proof = make_invariant(model, computing, limit_s)
+            computing = yield from _warming(model, proof)
         if isinstance(computing, PagedModel) and self._device.type == "cuda":
             yield from self._capture(model, computing)
         runs = measure(model, computing, self._settings.first_token_target_s)
@@ -190,6 +198,8 @@ class TorchBackend:
 
 
 _CUDA_POOL_SHARE = 0.9
+_SELF_TEST_SHARE = 0.5
+"""Of the time that a load has."""
 
 
 def _warming(

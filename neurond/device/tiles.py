@@ -67,6 +67,7 @@ class TiledModel:
         self.sizes = sizes
         self.paged = paged
         self._has_states = bool(paged.states.layers)
+        self.most_rows = TILE if self._has_states else SIZES[-1]
         self._spare_slot = paged.states.take() if self._has_states else -1
         if self._has_states:
             paged.states.clear(self._spare_slot)
