@@ -43,7 +43,8 @@ _MODELS = (
     Column("STATE"),
     Column("SINCE", right=True, optional=3),
     Column("CONTEXT", right=True, optional=4),
-    Column("TOK/S", right=True, optional=7),
+    Column("PREFILL/S", right=True, optional=7),
+    Column("DECODE/S", right=True, optional=7),
     Column("KV", right=True, optional=8),
     Column("TYPE", optional=5),
     Column("MEMORY", right=True),
@@ -158,7 +159,8 @@ def models(rows: Sequence[Facts], screen: Screen, now_s: float) -> list[str]:
             _state(str(model.get("status", "?")), screen),
             since(model.get("since_s"), now_s),
             str(model.get("context") or "-"),
-            _rates(model),
+            _rate(model, "prefill"),
+            _rate(model, "decode"),
             _kv(model),
             _type(model),
             size(model.get("resident_bytes") or None),
@@ -253,11 +255,10 @@ def _device_note(device: Facts) -> str:
     return f"last fault: {fault.get('type') or fault.get('class')}" if fault else ""
 
 
-def _rates(model: Facts) -> str:
-    """Prefill and decode: "812 32"."""
-    rates = model.get("rates") or {}
-    known = [rates.get(f"{phase}_tokens_per_s") for phase in ("prefill", "decode")]
-    return " ".join("-" if rate is None else f"{rate:.0f}" for rate in known)
+def _rate(model: Facts, phase: str) -> str:
+    """Tokens a second; those of "decode" are one stream's."""
+    rate = (model.get("rates") or {}).get(f"{phase}_tokens_per_s")
+    return "-" if rate is None else f"{rate:.0f}"
 
 
 def _kv(model: Facts) -> str:

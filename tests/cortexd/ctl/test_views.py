@@ -137,8 +137,8 @@ def test_a_model_shows_how_fast_it_is_and_its_part_of_the_cache() -> None:
 
     lines = views.models([model(kv=kv, rates=rates)], Screen(width=200), NOW_S)
 
-    assert "812 -" in lines[1]
-    assert "2.0/4.0 GiB" in lines[1]
+    assert lines[0].split()[4:7] == ["PREFILL/S", "DECODE/S", "KV"]
+    assert lines[1].split("8192")[1].split()[:3] == ["812", "-", "2.0/4.0"]
 
 
 def test_health_comes_last_with_its_next_command() -> None:
