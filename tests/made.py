@@ -6,13 +6,11 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from ipc.errors import TABLE
+from tests import figures
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -26,57 +24,9 @@ def errors() -> Iterator[str]:
         yield f"| {row.status} | `{row.code}` | {row.ref} | {retry} | {row.cause} |"
 
 
-def ring() -> Iterator[str]:
-    report = _result("ring")
-    yield _machine(report)
-    yield ""
-    yield (
-        "| transport | size | CPU per message | ratio | producer | consumer"
-        " | one-way p50 | p99 |"
-    )
-    yield "|---|---|---|---|---|---|---|---|"
-    for row in report["rows"]:
-        yield (
-            f"| {row['transport']} | {row['size_bytes']} B | {row['cpu_us']:.2f} µs"
-            f" | {row['cpu_ratio']:.2f} × | {row['producer_us']:.2f} µs"
-            f" | {row['consumer_us']:.2f} µs | {row['latency_p50_us']:.0f} µs"
-            f" | {row['latency_p99_us']:.0f} µs |"
-        )
-
-
-def startup() -> Iterator[str]:
-    report = _result("startup")
-    yield _machine(report)
-    yield ""
-    yield "| way | pid known | ready, median | least | most |"
-    yield "|---|---|---|---|---|"
-    for row in report["rows"]:
-        cells = [
-            f"{row[f'{name}_ms']:.1f} ms"
-            for name in ("forked", "ready", "least", "most")
-        ]
-        yield f"| {row['way']} | {' | '.join(cells)} |"
-    yield ""
-    yield f"exec takes {report['ratio']:.1f} × as long."
-
-
-def _result(name: str) -> Any:
-    return json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
-
-
-def _machine(report: Any) -> str:
-    kernel = re.match(r"\d+\.\d+", report["kernel"])
-    assert kernel is not None
-    return (
-        f"{report['machine']} (virtual), Linux {kernel[0]}, Python {report['python']};"
-        f" medians of {report['rounds']} rounds."
-    )
-
-
 MADE: dict[str, tuple[Path, Callable[[], Iterable[str]]]] = {
     "errors": (DOCS / "api.md", errors),
-    "ring": (ROOT / "bench" / "RESULTS.md", ring),
-    "startup": (ROOT / "bench" / "RESULTS.md", startup),
+    **{name: (ROOT / "bench" / "RESULTS.md", made) for name, made in figures.MADE},
 }
 
 
