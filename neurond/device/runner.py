@@ -222,6 +222,13 @@ def _cuda_memory(device: torch.device) -> Memory:
 
 
 def _num_threads(settings: DeviceSettings) -> int:
-    """Told, or an equal share of the cores that we may use."""
+    """Told, or an equal share of the cores that we may use.
+
+    For invariant numerics a power of two: torch cuts an operation into as many equal
+    parts, and a part that ends beside a vector's border has other bits there.
+    """
     cores = len(os.sched_getaffinity(0))
-    return settings.threads or max(1, cores // max(1, settings.count))
+    count = settings.threads or max(1, cores // max(1, settings.count))
+    if settings.numerics == "invariant":
+        return 1 << count.bit_length() - 1
+    return count

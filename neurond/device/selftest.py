@@ -63,9 +63,9 @@ class SelfTest:
             if size == TILE or size > tiled.most_rows:
                 continue
             tiled.sizes = (size,)
-            count = min(len(self._ids), max(_FEW_ROWS, size))
-            found = yield from self._alone(count)
-            if is_same(found, wanted[: len(found)]):
+            steps = self._few(size) if size < TILE else self._crowd(size)
+            found = yield from steps
+            if all(is_same(rows, wanted[: len(rows)]) for rows in found):
                 good.append(size)
         tiled.sizes = tuple(sorted(good))
 
@@ -92,6 +92,26 @@ class SelfTest:
                     f"numerics = invariant doesn't hold for it: {words} its logits are "
                     'others than alone. Serve it with options.numerics = "fast"'
                 )
+
+    def _few(self, size: int) -> Generator[None, None, list[torch.Tensor]]:
+        count = min(len(self._ids), max(_FEW_ROWS, size))
+        return [(yield from self._alone(count))]
+
+    def _crowd(self, size: int) -> Generator[None, None, list[torch.Tensor]]:
+        """Logits of as many equal prompts as fill a tile, and of some more rows."""
+        count = len(self._ids)
+        pages = -(-count // self._size)
+        most = self._computing.spec.max_pages // pages
+        subjects = [
+            self._start(self._ids, range(number * pages, (number + 1) * pages))
+            for number in range(min(most, 1 + -(-size // count)))
+        ]
+        try:
+            rows = yield from self._forward(*[(one, count) for one in subjects])
+            return rows
+        finally:
+            for subject in subjects:
+                self._end(subject)
 
     def _alone(
         self, count: int, *, chunk: int = 1 << 20, pages: Listing[int] | None = None
@@ -158,6 +178,11 @@ class SelfTest:
 
     def _step(self, *planned: tuple[Sequence, int]) -> Found:
         """One forward. The rows of the last one of the works."""
+        return (yield from self._forward(*planned))[-1]
+
+    def _forward(
+        self, *planned: tuple[Sequence, int]
+    ) -> Generator[None, None, list[torch.Tensor]]:
         if time.monotonic() > self._ends_s:
             raise refuse(
                 "the self-test of numerics = invariant took longer than "
@@ -165,7 +190,8 @@ class SelfTest:
             )
         with torch.inference_mode():
             works = [Work(sequence, count) for sequence, count in planned]
-            rows = self._computing.compute(works).of(len(works) - 1).cpu()
+            logits = self._computing.compute(works)
+            rows = [logits.of(index).cpu() for index in range(len(works))]
         for sequence, count in planned:
             sequence.num_computed += count
         yield
