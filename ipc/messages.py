@@ -123,7 +123,8 @@ class LoadProgress:
 class Loaded:
     """`context` is the enforced window, `resident_bytes` what the weights really hold.
 
-    `info`: architecture, dtype, quant, num_parameters, vocab_size, has_vision.
+    `info`: architecture, dtype, quant, num_parameters, vocab_size, has_vision,
+    context_limited_by, page_tokens, bytes_per_token.
     """
 
     kind: ClassVar[int] = 50

@@ -59,6 +59,10 @@ def test_loaded_tells_what_is_resident(host: Host, llama: Path) -> None:
         "num_parameters": loaded.info["num_parameters"],
         "vocab_size": tiny.VOCAB_SIZE,
         "has_vision": False,
+        "numerics": "fast",
+        "context_limited_by": "model",
+        "page_tokens": 64,
+        "bytes_per_token": 512,  # keys and values, 2 layers, 2 heads of 16 floats
     }
     # the tied head is counted once, and once only is it held
     tied = tiny.VOCAB_SIZE * 64
