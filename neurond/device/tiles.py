@@ -82,6 +82,14 @@ class TiledModel:
             return Logits(torch.cat(rows), _spans(works))
         return self._compute_states(works, everything)
 
+    def go_on(self, work: Work) -> Logits:
+        """It never pauses."""
+        return self.compute([work])
+
+    def go_on(self, work: Work) -> Logits:
+        """It never pauses."""
+        return self.compute([work])
+
     def release(self, sequence: Sequence) -> None:
         self.paged.release(sequence)
 
