@@ -35,6 +35,10 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    # a kernel is kept per shape, and every length of a chunk is another shape: with the
+    # usual 1024 of each, a device grows by some 300 MB in its first thousand prompts
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
+    "LRU_CACHE_CAPACITY": "256",
     "TOKENIZERS_PARALLELISM": "false",
     # `torch.cuda.is_available` asks the driver otherwise, which a fork does not survive
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
