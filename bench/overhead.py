@@ -30,6 +30,7 @@ from bench import servers
 from bench.latency import pin
 from bench.servers import Server
 from bench.streams import Messages, Timeline, chat
+from neurond.device.preload import ENVIRONMENT
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 NUM_STREAMS, NUM_TOKENS = 16, 64
@@ -69,6 +70,7 @@ def alone(folder: Path) -> Iterator[Alone]:
     process = subprocess.Popen(
         ["taskset", "-c", DEVICE_CORE, *argv],
         cwd=servers.ROOT,
+        env={**os.environ, **ENVIRONMENT},  # as the device process has it
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -84,8 +86,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    with servers.cortex("0,1") as server, alone(folder_of(server)) as engine:
+    with servers.cortex("0,1") as server, alone(servers.converted_model()) as engine:
         pin(server)
+        _check_weights(server, engine.info)
         rows = [_round(server, engine, n) for n in range(options.rounds + 1)][1:]
         info = engine.info
     report = summarise(rows, info)
@@ -95,10 +98,13 @@ def main() -> int:
     return 0 if report["met"] else 1
 
 
-def folder_of(server: Server) -> Path:
-    """The one that the node has loaded."""
-    del server
-    return servers.converted_model()
+def _check_weights(server: Server, info: dict[str, Any]) -> None:
+    """Both have them in the same form."""
+    address = f"{server.node_url}/models/{server.model}/capabilities"
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        quant = json.load(answer)["quant"]
+    if quant != info["quant"]:
+        raise SystemExit(f"the node has {quant}, the engine alone {info['quant']}")
 
 
 def _round(server: Server, engine: Alone, number: int) -> dict[str, float]:

@@ -61,7 +61,9 @@ async def call(host: str, port: int, ask: Ask, leave: Leave) -> Answer:
 async def _exchange(
     host: str, port: int, ask: Ask, answer: Answer, leave: Leave
 ) -> None:
-    reader, writer = await asyncio.open_connection(host, port)
+    # who asks is told by where the connection comes from
+    mine = (ask.caller, 0)
+    reader, writer = await asyncio.open_connection(host, port, local_addr=mine)
     try:
         writer.write(_request(host, port, ask))
         await _head(reader, answer)

@@ -18,6 +18,7 @@ from tests.harness import ROOT, Daemon, Node
 from tests.httpclient import Http
 
 _READY_S = 90.0
+_TOKEN = "soak"  # with which the gateway says for whom it asks
 _TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n"
     "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
@@ -79,7 +80,7 @@ def _before(node: Node) -> dict[str, Any]:
     }
     return {
         "gateway": gateway,
-        "neurons": [{"name": "here", "endpoint": node.http.url}],
+        "neurons": [{"name": "here", "endpoint": node.http.url, "token": _TOKEN}],
     }
 
 
@@ -91,12 +92,14 @@ def _serves(stack: Stack) -> bool:
 
 
 def _node(kind: str, folder: Path, numerics: str) -> Node:
-    limits = {"max_queue": 40, "drain_s": 5}
-    if kind == "fake":
-        return Node(folder, models=_fakes(), config={"limits": limits, **_engine(8)})
     config: dict[str, Any] = {
+        "node": {"token": _TOKEN},
+        "limits": {"max_queue": 40, "drain_s": 5},
+    }
+    if kind == "fake":
+        return Node(folder, models=_fakes(), config=config | _engine(8))
+    config |= {
         "devices": {"kind": "cpu", "count": 1, "threads": 1},
-        "limits": limits,
         "paths": {"cache": str(ROOT / ".cache" / "neurond")},  # converted before
     }
     if kind == "tiny":

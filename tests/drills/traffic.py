@@ -7,7 +7,7 @@ that may go on. What an answer must be like is `judge`'s to say.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 CHAT, COMPLETIONS, EMBEDDINGS = (
@@ -16,7 +16,8 @@ CHAT, COMPLETIONS, EMBEDDINGS = (
     "/v1/embeddings",
 )
 SALTS = ("", "", "alice", "bob", "carol")
-"""Who asks, as far as the cache is concerned."""
+CALLERS = ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4")
+"""Principals, of which the first asks most."""
 
 SCHEMA = {
     "type": "object",
@@ -61,7 +62,8 @@ class Profile:
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One request. `status` is what it must be answered with, if not with 503 or 429;
-    `is_exact`: greedy or seeded; `before`: its outcome when it was asked before."""
+    `is_exact`: greedy or seeded; `before`: its outcome when it was asked before;
+    `caller`: the address that it comes from."""
 
     kind: str
     path: str
@@ -69,6 +71,7 @@ class Ask:
     status: int = 200
     is_exact: bool = False
     before: Any = None
+    caller: str = CALLERS[0]
 
     @property
     def num_choices(self) -> int:
@@ -99,7 +102,8 @@ class Traffic:
         ways = (self._again, self._new, self._turn, self._raw, self._vector)
         more = (self._wrong, self._oversize)
         way = self.rng.choices((*ways, *more), (20, 40, 12, 12, 6, 7, 3))[0]
-        return way()
+        caller = self.rng.choices(CALLERS, (6, 2, 1, 1))[0]
+        return replace(way(), caller=caller)
 
     def learn(self, ask: Ask, outcome: Any, text: str) -> None:
         """A whole answer: it may be asked for again, or the talk go on."""
