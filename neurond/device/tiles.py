@@ -82,7 +82,7 @@ class TiledModel:
             return Logits(torch.cat(rows), _spans(works))
         return self._compute_states(works, everything)
 
-    def go_on(self, work: Work) -> Logits:
+    def go_on(self, work: Work, seconds: float) -> Logits:
         """It never pauses."""
         return self.compute([work])
 
