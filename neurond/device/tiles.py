@@ -86,10 +86,6 @@ class TiledModel:
         """It never pauses."""
         return self.compute([work])
 
-    def go_on(self, work: Work) -> Logits:
-        """It never pauses."""
-        return self.compute([work])
-
     def release(self, sequence: Sequence) -> None:
         self.paged.release(sequence)
 
