@@ -50,7 +50,8 @@ class Resident:
 
     `prefill_tokens_s` was measured at the load, 0.0 = not. `context` is the window that
     is served and `limited_by` says why it is no longer (`window`); room for one such
-    sequence, `promised_bytes` of KV, is kept whatever else is loaded.
+    sequence, `promised_bytes` of KV, is kept whatever else is loaded. `pauses`: it can
+    stop in the middle of a chunk.
     """
 
     name: str
@@ -66,14 +67,21 @@ class Resident:
     prefill_tokens_s: float = 0.0
     limited_by: str = "model"
     promised_bytes: int = 0
+    pauses: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Compute the next `num_ids` pending ids of a sequence."""
+    """Compute the next `num_ids` pending ids of a sequence.
+
+    `pause_s` > 0: until the step has taken about so long; what is not done then goes on
+    when the same work is given again. At most one work of a forward is such a one, and
+    it is the last.
+    """
 
     sequence: Sequence
     num_ids: int
+    pause_s: float = 0.0
 
     @property
     def draws(self) -> bool:
@@ -88,7 +96,7 @@ class Row:
     `token` is None where none was due (more prefill to come, a vector, only scores).
     `logprob` and `top` are the token's, where asked. `prompt` has (logprob, top) for
     each id of the work that is a prompt token but the first, where asked. `vector` is a
-    finished embedding.
+    finished embedding. `paused`: nothing yet, the same work has to be given again.
     """
 
     token: int | None = None
@@ -96,6 +104,7 @@ class Row:
     top: TopScores = ()
     prompt: tuple[tuple[float, TopScores], ...] = ()
     vector: bytes | None = None
+    paused: bool = False
 
 
 Outcome = Row | ServiceError

@@ -22,13 +22,14 @@ from neurond.device.sequence import Sequence
 class Held:
     """Of one sequence. `slot`: of its recurrent state; `cache`: its own, where pages
     are only counted, valid for `num_computed`; `tail`: the logits [1, V] behind its
-    last id so far, while its prompt is being scored.
+    last id so far, while its prompt is being scored; `stint`: a chunk that is paused.
     """
 
     slot: int = -1
     cache: Any = None
     num_computed: int = 0
     tail: torch.Tensor | None = None
+    stint: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,9 @@ class Computing(Protocol):
     spec: CacheSpec
 
     def compute(self, works: Listing[Work]) -> Logits: ...
+
+    def go_on(self, work: Work, seconds: float) -> Logits | None:
+        """Begin or continue a work for about so long; None: it isn't done yet."""
 
     def release(self, sequence: Sequence) -> None:
         """Drop what is held for it."""

@@ -159,7 +159,12 @@ class Engine:
     def _plan(self, model: Resident) -> list[Work]:
         num_tokens = self._pace.chunk(model, self.roster.running)
         mine = self.roster.of(model)
-        return plan(mine, max_rows=self._backend.max_rows, num_tokens=num_tokens)
+        return plan(
+            mine,
+            max_rows=self._backend.max_rows,
+            num_tokens=num_tokens,
+            pause_s=self._pace.pause_s(model, self.roster.running),
+        )
 
     def _compute(self, model: Resident, works: Listing[Work]) -> list[Addressed]:
         sequences = [work.sequence for work in works]
@@ -190,6 +195,9 @@ class Engine:
     def _take(self, work: Work, row: Row, outbox: Outbox) -> str | None:
         """Book what a forward gave for one work. Returns the finish reason, if any."""
         sequence, begin = work.sequence, work.sequence.num_computed
+        sequence.open_ids = work.num_ids if row.paused else 0
+        if row.paused:
+            return None
         was_decode = sequence.decodes
         sequence.num_computed += work.num_ids
         sequence.num_proven = sequence.num_computed

@@ -10,6 +10,8 @@ Invariant: what it computes itself equals what the other would have.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -51,17 +53,31 @@ class LeanForward:
                 use_cache=use_cache,
                 **more,
             )
+        assert input_ids is not None
+        assert position_ids is not None
+        stages = self.stages(input_ids, position_ids, past_key_values)
+        hidden = deque(stages, maxlen=1).pop()
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden, past_key_values=past_key_values
+        )
+
+    @property
+    def num_stages(self) -> int:
+        return len(self._layers)
+
+    def stages(
+        self, input_ids: Tensor, position_ids: Tensor, past_key_values: Any
+    ) -> Iterator[Tensor]:
+        """The hidden states [.., K] behind each layer, the last ones normalised."""
         hidden = self._embedding(input_ids)
         tables = self._rotary(hidden, position_ids=position_ids)
-        for layer in self._layers:
+        for number, layer in enumerate(self._layers, 1):
             hidden = layer(
                 hidden,
                 past_key_values=past_key_values,
                 position_embeddings=tables,
             )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self._norm(hidden), past_key_values=past_key_values
-        )
+            yield hidden if number < len(self._layers) else self._norm(hidden)
 
     def _is_maskless(self, cache: Any) -> bool:
         name = self._config._attn_implementation

@@ -7,7 +7,8 @@ this step, can bear.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Listing
 
 from neurond.device.backend import Resident, Work
@@ -24,22 +25,22 @@ class Pace:
 
     def chunk(self, model: Resident, running: Iterable[Sequence]) -> int:
         """Prompt tokens for a step of `model` beside those who run."""
-        rows: dict[str, int] = {}
-        for sequence in running:
-            if sequence.decodes:
-                name = sequence.model.name
-                rows[name] = rows.get(name, 0) + 1
+        rows = _streams(running)
         if not rows:
             return self._chunk_tokens
-        mixed = model.name in rows
-        streams = {model.name: rows[model.name]} if mixed else rows
-        steps_s = [self._of(name).decode_s(count) for name, count in streams.items()]
-        base_s = max(steps_s) if all(steps_s) else 0.0
+        base_s, mixed = self._base_s(model, rows), model.name in rows
         return self._of(model.name).chunk(self._chunk_tokens, base_s, mixed=mixed)
+
+    def pause_s(self, model: Resident, running: Iterable[Sequence]) -> float:
+        """How long a step with a chunk in stints may take; 0.0: in one piece."""
+        rows = _streams(running)
+        if not (model.pauses and rows):
+            return 0.0
+        return self._of(model.name).pause_s(self._base_s(model, rows))
 
     def observe(self, works: Listing[Work], seconds: float) -> None:
         """A step took so long; call it before its rows are booked. 0.0: don't know."""
-        if seconds <= 0:
+        if seconds <= 0 or any(work.pause_s for work in works):
             return
         model = works[0].sequence.model
         rows = sum(work.sequence.decodes for work in works)
@@ -52,5 +53,17 @@ class Pace:
     def forget(self, model: Resident) -> None:
         self._models.pop(model.name, None)
 
+    def _base_s(self, model: Resident, rows: Mapping[str, int]) -> float:
+        """A step of the streams that the chunk keeps waiting; 0.0: not known."""
+        own = model.name in rows
+        streams = {model.name: rows[model.name]} if own else rows
+        steps_s = [self._of(name).decode_s(count) for name, count in streams.items()]
+        return max(steps_s) if all(steps_s) else 0.0
+
     def _of(self, name: str) -> RateModel:
         return self._models.setdefault(name, RateModel())
+
+
+def _streams(running: Iterable[Sequence]) -> Counter[str]:
+    """How many decode, by model."""
+    return Counter(s.model.name for s in running if s.decodes)

@@ -33,6 +33,7 @@ from neurond.device.paged import PagedCache, PagedLayer
 from neurond.device.pool import Pool
 from neurond.device.recurrent import State, States
 from neurond.device.sequence import Sequence
+from neurond.device.stint import Stint, can_pause
 from neurond.device.varlen import Kernel
 
 
@@ -66,6 +67,24 @@ class PagedModel:
             for group in groups
         ]
         return collect(len(works), parts)
+
+    @property
+    def can_pause(self) -> bool:
+        return not self._states.layers and can_pause(self._body.module)
+
+    def go_on(self, work: Work, seconds: float) -> Logits | None:
+        mine = held(work.sequence)
+        stint: Stint | None = mine.stint
+        mine.stint = None  # one that raises is not gone on with
+        if stint is None or stint.num_ids != work.num_ids:
+            batch = make_batch([work], self.spec.page_tokens)
+            inputs = self._feed.inputs(batch)
+            stint = Stint(self._body.module, self._cache, batch, inputs)
+        rows = stint.go_on(seconds)
+        if rows is None:
+            mine.stint = stint
+            return None
+        return Logits(rows, ((0, int(work.draws)),))
 
     def capture(
         self, recorder: Recorder, max_rows: int, context: int

@@ -33,6 +33,10 @@ class PrivateModel:
         parts = [([index], self._compute(work)) for index, work in enumerate(works)]
         return collect(len(works), parts)
 
+    def go_on(self, work: Work, seconds: float) -> Logits:
+        """It never pauses."""
+        return self.compute([work])
+
     def release(self, sequence: Sequence) -> None:
         """Its cache goes with `sequence.cache`."""
 

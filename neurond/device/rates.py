@@ -19,6 +19,7 @@ a prompt's first token comes no later than `_FIRST_TOKEN_STRETCH` times its time
 """
 _MAX_STRETCH = 2.9
 _FIRST_TOKEN_STRETCH = 1.8
+_STINT_STRETCH = 2.5
 _UNMEASURED_TOKENS = 64
 _LEAST_TOKENS = 32
 _TILE_TOKENS = 16
@@ -69,6 +70,10 @@ class RateModel:
     @property
     def rates(self) -> Rates:
         return Rates(_inverse(self.alone_token_s), _inverse(self._last_decode_s))
+
+    def pause_s(self, base_s: float) -> float:
+        """How long a step with a stint may take, where it takes `base_s` without."""
+        return _STINT_STRETCH * base_s
 
     def chunk(self, most: int, base_s: float, *, mixed: bool) -> int:
         """Prompt tokens beside streams whose step takes `base_s` without them.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Generator
 from collections.abc import Sequence as Listing
 from pathlib import Path
@@ -24,10 +25,11 @@ from ipc.messages import Load, LoadProgress
 from neurond.device import encoder, loader, varlen
 from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Row, Work
 from neurond.device.budget import kv_budget_bytes
-from neurond.device.computing import Computing
+from neurond.device.computing import Computing, Logits
 from neurond.device.drawing import drawing, outcomes
+from neurond.device.edits import Bitmask
 from neurond.device.invariant import make_invariant
-from neurond.device.masks import Masks
+from neurond.device.masks import Filling, Masks
 from neurond.device.numerics import is_invariant
 from neurond.device.pagedmodel import PagedModel
 from neurond.device.probe import probe
@@ -140,14 +142,39 @@ class TorchBackend:
         return found
 
     def _compute(self, works: Listing[Work]) -> list[Outcome]:
-        """Grammars are followed on a side thread while the model computes."""
+        """Whole works first, then one that may pause; drawn are tokens only when
+        nothing can raise any more that would have the step repeated."""
+        begun_s = time.perf_counter()
         name = works[0].sequence.model.name
-        masks = self._masks[name]
-        drawn = drawing(works)
-        filling = masks.begin([works[index].sequence for index in drawn])
-        logits = self._models[name].compute(works)
-        found = outcomes(works, logits, self._sampler, filling.take())
-        for index in drawn:
+        model, masks = self._models[name], self._masks[name]
+        whole = [work for work in works if not work.pause_s]
+        filling = _filling(masks, whole)  # on a side thread while the model computes
+        logits = model.compute(whole) if whole else None
+        late = [
+            (work, model.go_on(work, begun_s + work.pause_s - time.perf_counter()))
+            for work in works
+            if work.pause_s
+        ]
+        found: list[Outcome] = []
+        if logits is not None:
+            found += self._draw(masks, whole, logits, filling.take())
+        for work, last in late:
+            if last is None:
+                found.append(Row(paused=True))
+            else:
+                bitmask = _filling(masks, [work]).take()
+                found += self._draw(masks, [work], last, bitmask)
+        return found
+
+    def _draw(
+        self,
+        masks: Masks,
+        works: Listing[Work],
+        logits: Logits,
+        bitmask: Bitmask | None,
+    ) -> list[Outcome]:
+        found = outcomes(works, logits, self._sampler, bitmask)
+        for index in drawing(works):
             outcome = found[index]
             if isinstance(outcome, Row) and outcome.token is not None:
                 masks.accept(works[index].sequence, outcome.token)
@@ -169,6 +196,10 @@ class TorchBackend:
         model.prefill_tokens_s = yield from _warming(model, runs)
         self._models[model.name] = computing
         model.cache = computing.spec
+        on_cpu = self._device.type == "cpu"
+        model.pauses = (
+            on_cpu and isinstance(computing, PagedModel) and computing.can_pause
+        )
         yield LoadProgress(model.name, "warmup", 1, 1)
 
     def _capture(
@@ -195,6 +226,10 @@ class TorchBackend:
         if self._device.type == "cpu":
             return budget
         return min(budget, int(memory.free_bytes * _CUDA_POOL_SHARE))
+
+
+def _filling(masks: Masks, works: Listing[Work]) -> Filling:
+    return masks.begin([works[index].sequence for index in drawing(works)])
 
 
 _CUDA_POOL_SHARE = 0.9

@@ -7,6 +7,7 @@ not computed yet, under a budget of tokens that keeps the streams flowing.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Sequence as Listing
@@ -14,12 +15,23 @@ from collections.abc import Sequence as Listing
 from neurond.device.backend import Work
 from neurond.device.sequence import Sequence
 
+_STINT_TOKENS = 256
+_SMALL_TOKENS = 64
+"""A prompt with less left doesn't wait for one that goes in stints."""
 
-def plan(sequences: Listing[Sequence], *, max_rows: int, num_tokens: int) -> list[Work]:
+
+def plan(
+    sequences: Listing[Sequence],
+    *,
+    max_rows: int,
+    num_tokens: int,
+    pause_s: float = 0.0,
+) -> list[Work]:
     """The works of one step of one model.
 
     `sequences` run, the one computed longest ago first. `num_tokens` is the budget of
     prompt tokens. Where a forward takes a single row, decoding and prefill alternate.
+    `pause_s` > 0: a large chunk goes in stints, so that a step takes about so long.
     """
     if sequences and sequences[0].submit.embed:
         return _whole_texts(sequences, max_rows=max_rows, num_tokens=num_tokens)
@@ -29,10 +41,36 @@ def plan(sequences: Listing[Sequence], *, max_rows: int, num_tokens: int) -> lis
     decoding = [s for s in sequences if s.decodes]
     rows = [Work(s, 1) for s in decoding[: max_rows - bool(filling)]]
     filling = sorted(filling, key=lambda s: s.arrived_s)[: max_rows - len(rows)]
+    if large := _for_stints(filling, pause_s):
+        return rows + _in_stints(large, filling, pause_s)
     given = share([s.num_pending for s in filling], num_tokens)
     parts = [s.part(n) for s, n in zip(filling, given, strict=True)]
     chunks = [Work(s, n) for s, n in zip(filling, parts, strict=True) if n]
     return rows + chunks
+
+
+def _for_stints(filling: Listing[Sequence], pause_s: float) -> Sequence | None:
+    """Whose chunk goes in stints: one that is under way, or the first large one.
+
+    Not a prompt that is scored: more than its last row is wanted.
+    """
+    large = [s for s in filling if s.num_pending > _SMALL_TOKENS] if pause_s else []
+    opened = [s for s in filling if s.open_ids]
+    return next((s for s in [*opened, *large] if not s.scores_prompt), None)
+
+
+def _in_stints(
+    large: Sequence, filling: Iterable[Sequence], pause_s: float
+) -> list[Work]:
+    """One chunk in stints, and beside it what is small; with nobody to wait for it, a
+    chunk that is under way is finished."""
+    num_ids = large.open_ids or min(large.num_pending, _STINT_TOKENS)
+    small = [Work(s, s.num_pending) for s in filling if _is_small(s) and s is not large]
+    return [*small[:1], Work(large, num_ids, pause_s or math.inf)]
+
+
+def _is_small(sequence: Sequence) -> bool:
+    return sequence.num_pending <= _SMALL_TOKENS and not sequence.open_ids
 
 
 def _whole_texts(

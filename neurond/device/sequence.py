@@ -5,7 +5,8 @@ in the cache. A forward computes some of the pending ones; when none but the new
 pending it was a decode step, otherwise a chunk of prefill. A resumed sequence begins
 with emitted ids and is computed like any prompt.
 
-`num_proven` computed tokens have a finite result behind them. `pages`, `states` (not
+`open_ids` are the size of a chunk that is paused in the middle, 0 = none. `num_proven`
+computed tokens have a finite result behind them. `pages`, `states` (not
 yet published, by position), `node` and `num_published` are the KV cache's.
 
 Invariant: 0 <= num_proven <= num_computed <= len(ids) <= window <= context; a stop id
@@ -40,6 +41,7 @@ class Sequence:
         "num_proven",
         "num_published",
         "num_scored",
+        "open_ids",
         "pages",
         "states",
         "stop_ids",
@@ -81,6 +83,7 @@ class Sequence:
         self.num_computed = 0
         self.num_proven = 0
         self.num_published = 0
+        self.open_ids = 0
         self.pages: list[int] = []
         self.states: dict[int, Any] = {}
         self.node: Any = None

@@ -7,6 +7,8 @@ tested with `rig`.
 from __future__ import annotations
 
 import io
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,13 @@ WORKER = 1
 
 
 class Host:
-    def __init__(self, kind: str = "cpu", **settings: Any) -> None:
+    def __init__(
+        self,
+        kind: str = "cpu",
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        **settings: Any,
+    ) -> None:
         known = DeviceSettings.of({"threads": 1, **settings})
         page_fd = create_page()
         self.page = StatusReader(page_fd)
@@ -40,7 +48,9 @@ class Host:
         self.backend = TorchBackend(kind, known)
         page = StatusWriter(page_fd)
         journal = Journal("neurond", stream=self.written)
-        self.engine = Engine(self.backend, page, known, journal, generation=1)
+        self.engine = Engine(
+            self.backend, page, known, journal, generation=1, clock=clock
+        )
         self._loads = Loads(
             self.backend,
             page,

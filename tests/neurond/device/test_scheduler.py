@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -55,6 +56,45 @@ def decoding(number: int, **more: Any) -> Sequence:
 def planned(running: list[Sequence], **limits: int) -> list[tuple[int, int]]:
     works = plan(running, **{"max_rows": 8, "num_tokens": 16, **limits})
     return [(work.sequence.id, work.num_ids) for work in works]
+
+
+# ---- a chunk in stints --------------------------------------------------------------
+
+
+def in_stints(running: list[Sequence]) -> list[tuple[int, int, float]]:
+    works = plan(running, max_rows=8, num_tokens=512, pause_s=0.1)
+    return [(work.sequence.id, work.num_ids, work.pause_s) for work in works]
+
+
+def test_beside_streams_the_first_large_prompt_goes_in_stints() -> None:
+    running = [decoding(1), sequence(2, num_ids=90), sequence(3, num_ids=900)]
+    assert in_stints(running) == [(1, 1, 0.0), (2, 90, 0.1)]
+    assert in_stints([decoding(1), sequence(3, num_ids=900)])[1:] == [(3, 256, 0.1)]
+
+
+def test_a_small_prompt_does_not_wait_for_the_stints_of_a_large_one() -> None:
+    running = [decoding(1), sequence(2, num_ids=900), sequence(3, num_ids=30)]
+    assert in_stints(running) == [(1, 1, 0.0), (3, 30, 0.0), (2, 256, 0.1)]
+
+
+def test_a_chunk_under_way_goes_on_before_others_begin_one() -> None:
+    opened = sequence(4, num_ids=900)
+    opened.open_ids = 200
+    assert in_stints([decoding(1), sequence(2, num_ids=900), opened])[1:] == [
+        (4, 200, 0.1)
+    ]
+
+
+def test_a_chunk_under_way_is_finished_when_nobody_waits_for_it() -> None:
+    opened = sequence(4, num_ids=900)
+    opened.open_ids = 200
+    works = plan([opened], max_rows=8, num_tokens=512)
+    assert [(work.num_ids, work.pause_s) for work in works] == [(200, math.inf)]
+
+
+def test_a_prompt_that_is_scored_goes_in_chunks() -> None:
+    scored = sequence(2, num_ids=900, sampling=Sampling(prompt_logprobs=0))
+    assert in_stints([decoding(1), scored]) == [(1, 1, 0.0), (2, 512, 0.0)]
 
 
 # ---- a step -------------------------------------------------------------------------
