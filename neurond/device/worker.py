@@ -47,6 +47,7 @@ from neurond.device.verdict import DeviceDied, died
 
 _IDLE_POLL_MS = 100
 _MEMORY_EVERY_S = 1.0
+_LOAD_SHARE_S = 0.02
 _BACKLOG_POLL_MS = 5
 """A worker with a full ring doesn't ring when it has made room."""
 
@@ -166,7 +167,7 @@ class Worker:
         self._take_orders()
         self._take_requests()
         if self._loads.busy:
-            self._load_slice()
+            self._load_slices()
         if self._engine.busy:
             self._deliver(self._engine.step())
         self._reports.flush()
@@ -219,9 +220,13 @@ class Worker:
         self._deliver(self._engine.drop_model(model))
         self._reports.put(Unloaded(model, self._publish_memory()))
 
-    def _load_slice(self) -> None:
-        for message in self._loads.advance():
-            self._reports.put(message)
+    def _load_slices(self) -> None:
+        """As many as fit into their share of a turn: most take a millisecond or less,
+        and a load that got one per step would take as many steps."""
+        until_s = time.monotonic() + _LOAD_SHARE_S
+        while self._loads.busy and time.monotonic() < until_s:
+            for message in self._loads.advance():
+                self._reports.put(message)
         if not self._loads.busy:
             self._publish_memory()
 
