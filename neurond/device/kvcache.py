@@ -80,9 +80,19 @@ class KvCache:
         return self._match(sequence).num_tokens
 
     def admit(self, sequence: Sequence) -> Lack | None:
-        """Pages for all its ids, reused as far as possible. None: it has them."""
-        account = self._account(sequence)
+        """Pages for all its ids, reused as far as possible. None: it has them.
+
+        A page to copy from is one more than the sequence needs: where that is the one
+        too many, its tokens are computed instead.
+        """
         match = self._match(sequence)
+        lack = self._admit(sequence, match)
+        if lack is not None and match.tail is not None:
+            lack = self._admit(sequence, self._without_tail(sequence, match))
+        return lack
+
+    def _admit(self, sequence: Sequence, match: Match) -> Lack | None:
+        account = self._account(sequence)
         held = [node.page for node in match.nodes]
         taken_over = self._can_take_over(account, match)
         tail = [match.tail.page] if match.tail and match.num_tail else []
@@ -193,6 +203,13 @@ class KvCache:
         store = self._account(sequence).store
         return store.match(sequence.submit.cache_salt, sequence.ids)
 
+    def _without_tail(self, sequence: Sequence, match: Match) -> Match:
+        spec = sequence.model.cache
+        if spec.state_bytes:  # the state is the tail's
+            return Match()
+        num_tokens = len(match.nodes) * spec.page_tokens
+        return Match(match.nodes, num_tokens=num_tokens)
+
     def _can_take_over(self, account: Account, match: Match) -> bool:
         """The whole of a leaf that nobody else uses: no copy, and one run of pages."""
         tail = match.tail
@@ -278,7 +295,7 @@ class KvCache:
             if not self._evict(account):
                 return Lack.PAGES
         while need_bytes and budget.free_bytes < need_bytes:
-            if not self._evict_oldest():
+            if not (self._evict_oldest() or self._drop_state()):
                 return Lack.BYTES
         return None
 
@@ -288,6 +305,11 @@ class KvCache:
         candidates = [a for a in accounts if a.store.oldest >= 0]
         ordered = sorted(candidates, key=lambda account: account.store.oldest)
         return any(self._evict(account) for account in ordered)
+
+    def _drop_state(self) -> bool:
+        """Of a page that is in use: it goes on without."""
+        accounts = self.budget.accounts.values()
+        return any(account.store.drop_state() for account in accounts)
 
     def _evict(self, account: Account) -> bool:
         page = account.store.evict(account.pages.is_idle)

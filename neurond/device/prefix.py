@@ -172,7 +172,24 @@ class PrefixStore:
             heapq.heappush(self._heap, entry)
         return page
 
+    def drop_state(self) -> bool:
+        """Forget one saved state, of the node not used for longest; the pages stay."""
+        if not self.num_states:
+            return False
+        oldest = min(self._with_states(), key=lambda node: node.used)
+        del oldest.states[min(oldest.states)]
+        self.num_states -= 1
+        return True
+
     # -- inside
+
+    def _with_states(self) -> Iterator[Node]:
+        nodes = list(self._roots.values())
+        while nodes:
+            node = nodes.pop()
+            nodes += [*node.children.values(), *node.partial.values()]
+            if node.states:
+                yield node
 
     def _walk(
         self, root: Node, ids: Listing[int]

@@ -232,7 +232,29 @@ def test_s82_states_count_and_go_with_their_pages() -> None:
     host.check_nothing_is_held()
 
 
+@pytest.mark.parametrize("is_warm", [False, True])
+def test_s82_states_yield_where_the_window_needs_their_bytes(is_warm: bool) -> None:
+    host = Simulation(
+        {"kv_bytes": 420}, page_tokens=16, page_bytes=16, state_bytes=100, pages=64
+    )
+    assert host.engine.window("m") == 320
+    if is_warm:
+        host.answer(1, LONG, max_tokens=9)
+        assert host.engine.kv.budget.accounts["m"].store.num_states > 0
+    assert len(host.answer(2, (*LONG, *LONG, *LONG[::-1]), max_tokens=20)) == 20
+    assert len(host.answer(3, LONG[::-1], max_tokens=220)) == 220
+    host.check_nothing_is_held()
+
+
 # ---- room ---------------------------------------------------------------------------
+
+
+def test_s26_what_fits_alone_fits_beside_a_prefix_it_parts_from() -> None:
+    host = Simulation(page_tokens=16, pages=8)
+    host.answer(1, LONG, max_tokens=9)
+    host.answer(2, (*LONG[:90], *range(30)), max_tokens=8)
+    assert host.cached(2) == 80  # there is no page for a copy
+    host.check_nothing_is_held()
 
 
 def test_s26_what_can_never_fit_is_refused_and_never_queued() -> None:

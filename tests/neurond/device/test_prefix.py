@@ -164,6 +164,18 @@ def test_states_move_with_the_page_that_replaces_theirs() -> None:
     assert shelf.store.num_states == 0
 
 
+def test_states_are_dropped_one_by_one_and_pages_stay() -> None:
+    shelf = Shelf(by_state=True)
+    shelf.put((1, 2, 3, 4, 5), states={4: "old", 5: "older"})
+    shelf.put((6, 7), states={2: "new"})
+    found = []
+    while shelf.store.drop_state():
+        found.append([shelf.found(ids)[2] for ids in ((1, 2, 3, 4, 5, 0), (6, 7, 0))])
+    assert found[0][1] == "new"
+    assert found[-1] == [None, None]
+    assert (len(found), shelf.store.num_states, shelf.store.num_nodes) == (3, 0, 3)
+
+
 # ---- all of it ----------------------------------------------------------------------
 
 TEXT = st.lists(st.integers(0, 2), min_size=1, max_size=14)

@@ -92,11 +92,6 @@ def test_a_chunk_under_way_is_finished_when_nobody_waits_for_it() -> None:
     assert [(work.num_ids, work.pause_s) for work in works] == [(200, math.inf)]
 
 
-def test_a_prompt_that_is_scored_goes_in_chunks() -> None:
-    scored = sequence(2, num_ids=900, sampling=Sampling(prompt_logprobs=0))
-    assert in_stints([decoding(1), scored]) == [(1, 1, 0.0), (2, 512, 0.0)]
-
-
 # ---- a step -------------------------------------------------------------------------
 
 
