@@ -76,6 +76,8 @@ class PagedModel:
         mine = held(work.sequence)
         stint: Stint | None = mine.stint
         mine.stint = None  # one that raises is not gone on with
+        if not self.can_pause:
+            return self.compute([work])
         if stint is None or stint.num_ids != work.num_ids:
             batch = make_batch([work], self.spec.page_tokens)
             inputs = self._feed.inputs(batch)
@@ -84,7 +86,7 @@ class PagedModel:
         if rows is None:
             mine.stint = stint
             return None
-        return Logits(rows, ((0, int(work.draws)),))
+        return Logits(rows, stint.spans)
 
     def capture(
         self, recorder: Recorder, max_rows: int, context: int

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from neurond.device.batch import Batch
+from neurond.device.batch import Batch, spans_of
 from neurond.device.inputs import Inputs
 from neurond.device.lean import LeanForward
 from neurond.device.paged import PagedCache
@@ -49,6 +49,7 @@ class Stint:
         self._stages = self._begin()
         self._num_left = _forward(module).num_stages
         self.num_ids = len(batch.ids)
+        self.spans = spans_of(batch)
 
     def go_on(self, seconds: float) -> torch.Tensor | None:
         """Layers for about so long, one at least. Logits [K, V] behind the last one."""

@@ -11,6 +11,7 @@ Invariant: the model is warm, and its weights gave finite numbers, before it ser
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from neurond.device.pagedmodel import PagedModel
 from neurond.device.pool import page_bytes
 from neurond.device.private import PrivateModel, sizes
 from neurond.device.sequence import Sequence
+from neurond.device.turns import in_turns
 from neurond.device.varlen import Kernel
 from neurond.device.verdict import FATAL_CLASSES, fault_class
 from neurond.device.weights import refuse
@@ -56,7 +58,7 @@ def make_ready(
     if getattr(body.module.config, "is_encoder_decoder", False):
         raise refuse("models with an encoder and a decoder are not supported")
     rope.settle(body.module, model.context)
-    native = try_out(body.module, body.device, TRIAL_IDS)
+    native = yield from in_turns(lambda: try_out(body.module, body.device, TRIAL_IDS))
     if not torch.isfinite(native.logits).all():
         raise refuse("the model computes NaN: its weights are damaged")
     yield
@@ -126,17 +128,21 @@ def _rehearse(
     plan = ([(first, _HALF)], [(first, _HALF), (second, _HALF)])
     found = []
     for works in (*plan, [(first, 1), (second, 1)]):
-        with torch.inference_mode():
-            logits = computing.compute([Work(s, count) for s, count in works])
-        found.append(logits.of(0).float().cpu())
+        call = partial(_computed, computing, [Work(s, count) for s, count in works])
+        found.append((yield from in_turns(call)))
         for sequence, count in works:
             sequence.num_computed += count
-        yield
     for sequence in (first, second):
         computing.release(sequence)
     computing.clear_pages(range(2 * pages))
     # the second chunk is the first thing that depends on what was kept
     return _agree(found[1], wanted[_HALF:].float().cpu(), model.body.module.dtype)
+
+
+@torch.inference_mode()
+def _computed(computing: Computing, works: list[Work]) -> torch.Tensor:
+    """Logits of the first work."""
+    return computing.compute(works).of(0).float().cpu()
 
 
 def _agree(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> bool:

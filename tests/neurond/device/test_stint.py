@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ipc.messages import Sampling
+from ipc.messages import PromptScores, Sampling
 from neurond.device import stint
 from tests.neurond.device import tiny
 from tests.neurond.device.host import WORKER, Host, emitted, ends
@@ -135,12 +135,21 @@ def test_a_layer_that_raises_begins_the_chunk_anew_and_streams_lose_nothing(
     assert emitted(messages, 2) == solo(folder, LONG, 8)
 
 
-def test_prompts_that_are_scored_go_in_one_piece(folder: Path) -> None:
+def test_a_prompt_is_scored_in_stints_as_in_one_piece(folder: Path) -> None:
+    scored = Sampling(temperature=0.0, ignore_eos=True, prompt_logprobs=0)
+    alone = make(folder)
+    ask(alone, 2, LONG, max_tokens=1, sampling=scored)
+    wanted = scores(alone.drain())
     host = make(folder)
     ask(host, 1, SHORT, max_tokens=60)
     step_until(host, lambda: host.engine.rates("m").decode_steps_s)
-    scored = Sampling(temperature=0.0, prompt_logprobs=0)
     ask(host, 2, LONG, max_tokens=1, sampling=scored)
-    while any(s.id == 2 for s in host.engine.roster):
-        host.engine.step()
-        assert not open_chunks(host)
+    messages = step_until(host, lambda: open_chunks(host))
+    found = scores(messages + host.drain())
+    assert len(found) == len(wanted) == len(LONG) - 1
+    assert found == pytest.approx(wanted, abs=1e-3)
+
+
+def scores(messages: list[Any]) -> list[float]:
+    told = [m for m in messages if isinstance(m, PromptScores) and m.id == 2]
+    return [number for message in told for number in message.logprobs]
