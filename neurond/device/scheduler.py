@@ -50,16 +50,11 @@ def plan(
 
 
 def _for_stints(filling: Listing[Sequence], pause_s: float) -> Sequence | None:
-    """Whose chunk goes in stints: one that is under way, or the first large one.
-
-    Not a prompt that is scored: more than its last row is wanted. Where that is the
-    first one, nobody goes in stints until it is done, or others would always be ahead.
-    """
+    """Whose chunk goes in stints: one that is under way, or the first large one."""
     opened = next((s for s in filling if s.open_ids), None)
     if opened is not None or not pause_s:
         return opened
-    large = next((s for s in filling if s.num_pending > _SMALL_TOKENS), None)
-    return None if large is None or large.scores_prompt else large
+    return next((s for s in filling if s.num_pending > _SMALL_TOKENS), None)
 
 
 def _in_stints(
