@@ -25,9 +25,8 @@ from ipc.messages import Load, LoadProgress
 from neurond.device import encoder, loader, varlen
 from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Row, Work
 from neurond.device.budget import kv_budget_bytes
-from neurond.device.computing import Computing, Logits
+from neurond.device.computing import Computing
 from neurond.device.drawing import drawing, outcomes
-from neurond.device.edits import Bitmask
 from neurond.device.invariant import make_invariant
 from neurond.device.masks import Filling, Masks
 from neurond.device.numerics import is_invariant
@@ -142,7 +141,7 @@ class TorchBackend:
         return found
 
     def _compute(self, works: Listing[Work]) -> list[Outcome]:
-        """Whole works first, then one that may pause; drawn are tokens only when
+        """Whole works first, then one that may pause; grammars hear of tokens when
         nothing can raise any more that would have the step repeated."""
         begun_s = time.perf_counter()
         name = works[0].sequence.model.name
@@ -157,23 +156,13 @@ class TorchBackend:
         ]
         found: list[Outcome] = []
         if logits is not None:
-            found += self._draw(masks, whole, logits, filling.take())
+            found += outcomes(whole, logits, self._sampler, filling.take())
         for work, last in late:
             if last is None:
                 found.append(Row(paused=True))
             else:
                 bitmask = _filling(masks, [work]).take()
-                found += self._draw(masks, [work], last, bitmask)
-        return found
-
-    def _draw(
-        self,
-        masks: Masks,
-        works: Listing[Work],
-        logits: Logits,
-        bitmask: Bitmask | None,
-    ) -> list[Outcome]:
-        found = outcomes(works, logits, self._sampler, bitmask)
+                found += outcomes([work], last, self._sampler, bitmask)
         for index in drawing(works):
             outcome = found[index]
             if isinstance(outcome, Row) and outcome.token is not None:

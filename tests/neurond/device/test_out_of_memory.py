@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ipc.messages import Failed, LoadFailed
-from tests.neurond.device import tiny
+from ipc.messages import Failed, Finished, LoadFailed
+from neurond import grammar
+from tests.neurond.device import tiny, tinytokenizer
 from tests.neurond.device.host import WORKER, Host, emitted, ends
 from tests.neurond.device.rig import make_submit
 
@@ -27,14 +30,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def hungry(host: Host, at: Callable[[Any], bool]) -> Iterator[None]:
-    """The model asks for more than there is where `at` its positions."""
+    """The model asks for more than there is where `at` its positions.
+
+    The same where a chunk goes through the layers in stints.
+    """
 
     def allocate(_module: object, _args: object, named: dict[str, Any]) -> None:
         if at(named["position_ids"]):
             torch.empty(HUGE, dtype=torch.uint8)
 
-    module = host.engine.models["m"].body.module
-    hook = module.register_forward_pre_hook(allocate, with_kwargs=True)
+    rotary = host.engine.models["m"].body.module.model.rotary_emb
+    hook = rotary.register_forward_pre_hook(allocate, with_kwargs=True)
     try:
         yield
     finally:
@@ -62,6 +68,33 @@ def test_in_prefill_and_in_decode_only_who_asked_for_it_ends(
     assert host.page.read().counters["out_of_memory_total"] >= 1
     assert "model NOT marked poisoned" in host.written.getvalue()
     assert host.run(VICTIM, max_tokens=20)[0]
+
+
+def test_a_grammar_hears_of_a_token_once_though_its_step_is_repeated(
+    folder: Path,
+) -> None:
+    """The memory is missing where the last token of a chunk in stints is drawn."""
+    tokenizer = tinytokenizer.write(folder)
+    ticks = count(1.0, 1e-9)
+    host = Host(clock=lambda: next(ticks))
+    host.load(folder)
+    draw, misses = host.backend._sampler.draw, [MemoryError("no room")]
+
+    def hungry_draw(logits: Any, sequences: Any, bitmask: Any = None) -> Any:
+        if misses and any(sequence.id == 2 for sequence in sequences):
+            raise misses.pop()
+        return draw(logits, sequences, bitmask)
+
+    host.backend._sampler.draw = hungry_draw  # type: ignore[method-assign]
+    text = grammar.write(grammar.REGEX, "[a-z]{5}[0-9]{5}[A-Z]{5}")
+    host.engine.submit(WORKER, make_submit(1, (1, 2, 3), grammar=text))
+    messages = [message for _ in range(3) for _, message in host.engine.step()]
+    host.engine.submit(WORKER, make_submit(2, VICTIM, max_tokens=3))
+    messages += host.drain()
+    assert not misses
+    assert all(isinstance(end, Finished) for end in ends(messages).values())
+    answer = tokenizer.decode(emitted(messages, 1))
+    assert re.fullmatch("[a-z]{5}[0-9]{5}[A-Z]{5}", answer), answer
 
 
 def test_a_cache_that_the_host_has_no_room_for_fails_the_load(folder: Path) -> None:
