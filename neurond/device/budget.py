@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from enum import Enum
 
 from neurond.device.backend import CacheSpec, Memory
 from neurond.device.pages import Pages
@@ -37,6 +38,13 @@ def kv_budget_bytes(
     return max(0, int(left_bytes * _CPU_SHARE))
 
 
+class Lack(Enum):
+    """What there is too little of."""
+
+    PAGES = "the model's pool has no page left"
+    BYTES = "the device's budget has no byte left"
+
+
 @dataclass(slots=True)
 class Account:
     """What one model holds of the budget. `num_live_states` are running sequences'."""
@@ -60,6 +68,13 @@ class Account:
         pages_bytes = self.pages.num_idle * self.spec.page_bytes
         return pages_bytes + self.store.num_states * self.spec.state_bytes
 
+    def evict(self) -> bool:
+        """Free the page of the store not used for longest. False: there is none."""
+        page = self.store.evict(self.pages.is_idle)
+        if page is not None:
+            self.pages.unkeep(page)
+        return page is not None
+
 
 @dataclass(slots=True)
 class Budget:
@@ -80,6 +95,32 @@ class Budget:
     def free_bytes(self) -> int:
         """Negative when the budget has shrunk below what is held."""
         return self.limit_bytes - self.used_bytes - self.cached_bytes
+
+    def make_room(self, account: Account, count: int, size_bytes: int) -> Lack | None:
+        """Evict until `count` pages and `size_bytes` besides are free; or nothing."""
+        pages = account.pages
+        need_bytes = count * account.spec.page_bytes + size_bytes
+        if pages.num_free + pages.num_idle < count:
+            return Lack.PAGES
+        if self.free_bytes + self.cached_bytes < need_bytes:
+            return Lack.BYTES
+        while pages.num_free < count:
+            if not account.evict():
+                return Lack.PAGES
+        while need_bytes and self.free_bytes < need_bytes:
+            if not (self._evict_oldest() or self._drop_state()):
+                return Lack.BYTES
+        return None
+
+    def _evict_oldest(self) -> bool:
+        """The leaf not used for longest, whichever model's."""
+        candidates = [account for account in self._all() if account.store.oldest >= 0]
+        ordered = sorted(candidates, key=lambda account: account.store.oldest)
+        return any(account.evict() for account in ordered)
+
+    def _drop_state(self) -> bool:
+        """Of a page that is in use: it goes on without."""
+        return any(account.store.drop_state() for account in self._all())
 
     def _all(self) -> Collection[Account]:
         return self.accounts.values()

@@ -9,7 +9,7 @@ Invariant: a computation that raises leaves every sequence as computable as befo
 from __future__ import annotations
 
 from collections.abc import Sequence as Listing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -21,14 +21,15 @@ from neurond.device.sequence import Sequence
 @dataclass(slots=True)
 class Held:
     """Of one sequence. `slot`: of its recurrent state; `cache`: its own, where pages
-    are only counted, valid for `num_computed`; `tail`: the logits [1, V] behind its
-    last id so far, while its prompt is being scored; `stint`: a chunk that is paused.
+    are only counted, valid for `num_computed`; `tails`: logits [1, V] behind its
+    last id so far, by the number of ids, while its prompt is being scored; `stint`: a
+    chunk that is paused.
     """
 
     slot: int = -1
     cache: Any = None
     num_computed: int = 0
-    tail: torch.Tensor | None = None
+    tails: dict[int, torch.Tensor] = field(default_factory=dict)
     stint: Any = None
 
 

@@ -2,7 +2,8 @@
 
 Device process. Rows that draw go to the sampler together; prompts that are scored are
 scored a work at a time. An id is scored by the logits behind the id before it, so a
-prompt computed in chunks keeps the last row of each for the next.
+prompt computed in chunks keeps the last row of each for the next, and the one before
+for a step that is repeated.
 
 Invariant: what is wrong with a row is that row's outcome.
 """
@@ -79,12 +80,15 @@ def _score(work: Work, rows: torch.Tensor) -> tuple[Score, ...]:
     submit = sequence.submit
     mine = held(sequence)
     first, behind = sequence.num_computed + 1, rows[:-1]
-    if mine.tail is not None:
-        first, behind = first - 1, torch.cat((mine.tail, behind))
+    before = mine.tails.get(sequence.num_computed)
+    if before is not None:
+        first, behind = first - 1, torch.cat((before, behind))
     end = sequence.num_computed + work.num_ids
     ids = sequence.ids[first : min(end, submit.num_prompt)]
     found = scores.prompt_scores(
         behind[: len(ids)], ids, submit.sampling.prompt_logprobs
     )
-    mine.tail = rows[-1:].clone() if end < submit.num_prompt else None
+    mine.tails = {} if before is None else {sequence.num_computed: before}
+    if end < submit.num_prompt:
+        mine.tails[end] = rows[-1:].clone()
     return found

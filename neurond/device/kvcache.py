@@ -12,24 +12,16 @@ them) are published; whatever way a sequence ends, `release` gives everything ba
 from __future__ import annotations
 
 import itertools
-from enum import Enum
 
 from ipc.status import StatusWriter
 from neurond.device.backend import Backend, Resident
-from neurond.device.budget import Account, Budget, kv_budget_bytes
+from neurond.device.budget import Account, Budget, Lack, kv_budget_bytes
 from neurond.device.pages import Pages
 from neurond.device.prefix import PrefixStore
 from neurond.device.prefixtree import Match
 from neurond.device.sequence import Sequence
 from neurond.device.settings import DeviceSettings
 from neurond.device.window import settle
-
-
-class Lack(Enum):
-    """What there is too little of."""
-
-    PAGES = "the model's pool has no page left"
-    BYTES = "the device's budget has no byte left"
 
 
 class KvCache:
@@ -99,7 +91,7 @@ class KvCache:
         account.pages.share(held + tail)
         num_new = self._num_pages(sequence) - len(held) - taken_over
         spare = self._wants_spare(sequence)
-        lack = self._make_room(account, num_new + spare, account.spec.state_bytes)
+        lack = self.budget.make_room(account, num_new + spare, account.spec.state_bytes)
         if lack is not None:
             account.pages.drop(held + tail)
             return lack
@@ -120,7 +112,7 @@ class KvCache:
         missing = -(-(sequence.num_computed + num_ids) // size) - len(sequence.pages)
         if missing <= 0:
             return None
-        lack = self._make_room(account, missing, 0)
+        lack = self.budget.make_room(account, missing, 0)
         if lack is None:
             self._append(sequence, missing)
         return lack
@@ -143,7 +135,7 @@ class KvCache:
         spec = account.spec
         if not spec.state_bytes or not self._shares(sequence):
             return
-        if self._make_room(account, 0, spec.state_bytes) is None:
+        if self.budget.make_room(account, 0, spec.state_bytes) is None:
             state = self._backend.save_state(sequence)
             fresh = sequence.num_computed not in sequence.states
             sequence.states[sequence.num_computed] = state
@@ -165,7 +157,7 @@ class KvCache:
     def evict_all(self) -> None:
         """The device is out of memory: the store holds what nobody needs."""
         for account in self.budget.accounts.values():
-            while self._evict(account):
+            while account.evict():
                 pass
         self.show()
 
@@ -282,37 +274,3 @@ class KvCache:
         last = sequence.pages[sequence.num_published :][:1]
         for page in account.store.withdraw(sequence.node, last):
             account.pages.unkeep(page)
-
-    def _make_room(self, account: Account, count: int, size_bytes: int) -> Lack | None:
-        """Evict until `count` pages and `size_bytes` besides are free; or nothing."""
-        pages, budget = account.pages, self.budget
-        need_bytes = count * account.spec.page_bytes + size_bytes
-        if pages.num_free + pages.num_idle < count:
-            return Lack.PAGES
-        if budget.free_bytes + budget.cached_bytes < need_bytes:
-            return Lack.BYTES
-        while pages.num_free < count:
-            if not self._evict(account):
-                return Lack.PAGES
-        while need_bytes and budget.free_bytes < need_bytes:
-            if not (self._evict_oldest() or self._drop_state()):
-                return Lack.BYTES
-        return None
-
-    def _evict_oldest(self) -> bool:
-        """The leaf not used for longest, whichever model's."""
-        accounts = self.budget.accounts.values()
-        candidates = [a for a in accounts if a.store.oldest >= 0]
-        ordered = sorted(candidates, key=lambda account: account.store.oldest)
-        return any(self._evict(account) for account in ordered)
-
-    def _drop_state(self) -> bool:
-        """Of a page that is in use: it goes on without."""
-        accounts = self.budget.accounts.values()
-        return any(account.store.drop_state() for account in accounts)
-
-    def _evict(self, account: Account) -> bool:
-        page = account.store.evict(account.pages.is_idle)
-        if page is not None:
-            account.pages.unkeep(page)
-        return page is not None

@@ -15,8 +15,9 @@ from collections.abc import Sequence as Listing
 from ipc.errors import ServiceError
 from ipc.status import StatusWriter
 from neurond.device.backend import Backend, Work
+from neurond.device.budget import Lack
 from neurond.device.intake import too_long
-from neurond.device.kvcache import KvCache, Lack
+from neurond.device.kvcache import KvCache
 from neurond.device.roster import Roster
 from neurond.device.scheduler import computes_for, next_seat, victim
 from neurond.device.sequence import Sequence

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from ipc.messages import Failed, Finished, LoadFailed
+from ipc.messages import Failed, Finished, LoadFailed, PromptScores, Sampling
 from neurond import grammar
+from neurond.device import scores
 from tests.neurond.device import tiny, tinytokenizer
 from tests.neurond.device.host import WORKER, Host, emitted, ends
 from tests.neurond.device.rig import make_submit
@@ -95,6 +96,35 @@ def test_a_grammar_hears_of_a_token_once_though_its_step_is_repeated(
     assert all(isinstance(end, Finished) for end in ends(messages).values())
     answer = tokenizer.decode(emitted(messages, 1))
     assert re.fullmatch("[a-z]{5}[0-9]{5}[A-Z]{5}", answer), answer
+
+
+def test_scores_of_a_step_that_is_repeated_are_those_of_any_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory is missing for the second prompt of a step."""
+    whole, misses = scores.prompt_scores, [False] * 3 + [True]
+
+    def hungry_scores(*given: Any) -> Any:
+        if misses and misses.pop(0):
+            raise MemoryError("no room")
+        return whole(*given)
+
+    asked = Sampling(temperature=0.0, prompt_logprobs=0)
+    found = []
+    for function in (whole, hungry_scores):
+        monkeypatch.setattr(scores, "prompt_scores", function)
+        host = Host(prefill_chunk=40)
+        host.load(folder)
+        for number, prompt in enumerate((VICTIM, OTHERS[0] * 3)):
+            submit = make_submit(number, prompt, max_tokens=2, sampling=asked)
+            host.engine.submit(WORKER, submit)
+        told = [m for m in host.drain() if isinstance(m, PromptScores)]
+        found.append(
+            [[value for m in told if m.id == n for value in m.logprobs] for n in (0, 1)]
+        )
+    assert not misses
+    assert found[1][0] == pytest.approx(found[0][0], abs=1e-4)
+    assert found[1][1] == pytest.approx(found[0][1], abs=1e-4)
 
 
 def test_a_cache_that_the_host_has_no_room_for_fails_the_load(folder: Path) -> None:
