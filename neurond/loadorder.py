@@ -22,6 +22,11 @@ _FIELDS = {
     "pinned": bool,
     "priority": int,
 }
+# what the device's loader knows, which this process can't import
+_VALUES = {
+    "dtype": ("auto", "bfloat16", "float16", "float32"),
+    "quant": ("auto", "none", "int8", "int4"),
+}
 _KINDS = {
     str: "a text",
     int: "a whole number",
@@ -47,6 +52,10 @@ def checked(args: Mapping[str, Any]) -> Order:
             continue
         if type(value) is not kind or not _is_sensible(value):
             raise ClientError(f"{name} must be {_KINDS[kind]}", param=name)
+        if name in _VALUES and value not in _VALUES[name]:
+            allowed = ", ".join(_VALUES[name])
+            text = f"{name} {value!r} is not one of {allowed}"
+            raise ClientError(text, param=name)
         given[name] = value
     return given
 

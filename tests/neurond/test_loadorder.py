@@ -34,6 +34,8 @@ def test_fields_that_are_absent_or_null_say_nothing() -> None:
         ("source", 3),
         ("source", ""),
         ("dtype", ["auto"]),
+        ("dtype", "int3"),
+        ("quant", "int2"),
         ("quant", {}),
         ("context", "512"),
         ("context", True),
