@@ -6,8 +6,8 @@ front end writes and checks it, the device compiles it again for its own tokeniz
 
 What arrives is hostile until checked. llguidance compiles by recursion, so chains of
 references are bounded and it runs only on threads with a large stack: an overflow would
-end the process. It is bounded in steps too; what those don't bound, bytes, members and
-a deadline do.
+end the process. It is bounded in steps too, which some grammars escape; so the check is
+done by `compiling`, in a process that may be ended.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from ipc.errors import ClientError, error_for
+from ipc.errors import ClientError
+from neurond.compiling import Compilers
 
 JSON_SCHEMA: Final = "json_schema"
 JSON_OBJECT: Final = "json_object"
@@ -51,8 +52,7 @@ LIMITS: Final = LLParserLimits(
 _WHITE_SPACE = r"\x20|\n\x20{0,64}|\n\t{0,16}"
 _PATTERNS = frozenset({"pattern", "format", "patternProperties"})
 _MAX_MESSAGE = 600
-_MAX_CHECKS = 2
-_checks = threading.BoundedSemaphore(_MAX_CHECKS)
+COMPILERS: Final = Compilers(most=2)
 _starting = threading.Lock()
 
 
@@ -89,15 +89,24 @@ def check(grammar: str, param: str | None = None) -> None:
     """Raises ClientError, with the compiler's own words, when it can't be obeyed.
 
     Needs no tokenizer: it compiles for single bytes. Blocking, milliseconds as a rule,
-    `CHECK_S` at most; keep it off an event loop for long grammars. CapacityError when
-    others have been at it for as long.
+    `CHECK_S` at most; keep it off an event loop. CapacityError when others have been at
+    it for as long.
     """
     try:
-        problem = _within(CHECK_S, lambda: _try(compiler_form(grammar)))
+        _parse(grammar)
     except ClientError as error:
         raise ClientError(error.message, param=param) from None
+    problem = COMPILERS.verdict(grammar, CHECK_S)
     if problem:
         raise ClientError(f"the grammar can't be used: {problem}", param=param)
+
+
+def verdict(grammar: str) -> str:
+    """Empty, or why it can't be obeyed. In this process: see `check`."""
+    try:
+        return _try(compiler_form(grammar))
+    except ClientError as error:
+        return error.message
 
 
 @contextlib.contextmanager
@@ -232,33 +241,3 @@ def _try(form: str) -> str:
     if problem.startswith("NoExtensionBias") or not (problem or any(mask)):
         return "no text matches it"
     return shortened(problem)
-
-
-def _within(seconds: float, call: Callable[[], str]) -> str:
-    """The result of `call`, which has a thread of its own until it is done.
-
-    A call that is given up goes on, within its bounds; it keeps its place meanwhile, so
-    that there are never more than `_MAX_CHECKS` of them.
-    """
-    if not _checks.acquire(timeout=seconds):
-        raise error_for("overloaded", "other grammars are still being compiled")
-    results: list[str | ClientError] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except ClientError as error:
-            results.append(error)
-        finally:
-            _checks.release()
-
-    thread = threading.Thread(target=run, name="grammar", daemon=True)
-    with roomy_threads():
-        thread.start()
-    thread.join(seconds)
-    if not results:
-        return f"it takes longer than {seconds:g} s to compile"
-    result = results[0]
-    if isinstance(result, ClientError):
-        raise result
-    return result

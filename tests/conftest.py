@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 import time
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the whole run when a process or a shared-memory name is left."""
     if hasattr(session.config, "workerinput"):
         return
+    if "neurond.grammar" in sys.modules:  # its compilers stay as long as the process
+        sys.modules["neurond.grammar"].COMPILERS.close()
     left = _until_gone(_GRACE_S)
     names = set(os.listdir("/dev/shm")) - _SHM_BEFORE
     if left or names:

@@ -3,11 +3,10 @@
 Device process. A kernel owns its tensors and nothing else: rows [M, K] in, rows [M, N]
 out, M >= 1, bias included. Few rows are bound by the bytes of the weights, so the 4-bit
 form wins; many rows are bound by arithmetic, so dense bfloat16 in the layout of the
-matrix units wins. Which of them computes a call is decided in `linear`.
+matrix units wins. `linear` decides.
 
     Int4    w = (q - 8) * scale + zero, q in 0..15, scale and zero per group of a row:
-            torch's tinygemm form. Takes bfloat16 rows only: its float32 path is 20
-            times slower
+            torch's tinygemm form. bfloat16 rows only: float32 is 20 times slower
     Int8    w = q * scale, scale per row of the weight: torch's weight-only kernel,
             for CUDA and for processors without oneDNN's
     Split   the same weights in oneDNN's 8-bit product. The rows are two bytes a number,
@@ -15,8 +14,7 @@ matrix units wins. Which of them computes a call is decided in `linear`.
             rows: nothing is lost to bfloat16, and weights are read at full speed
     Dense   w in oneDNN's blocked layout (CPU, bfloat16), or as it is (elsewhere)
 
-Packed bytes depend on the processor's vector width: `layout()` names it, so that no
-other machine reads them.
+Packed bytes depend on the processor's vector width, which `layout()` names.
 """
 
 from __future__ import annotations

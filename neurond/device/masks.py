@@ -38,6 +38,7 @@ Words = npt.NDArray[np.int32]
 
 _BUILD_S = 20.0  # a tokenizer takes 0.3 to 2 s
 _COMPILE_S = 2.0  # as long as the front end's check allowed
+_MOST_RECENT = 16
 _FILL_S = 1.0  # a mask takes 20 to 200 us
 
 
@@ -109,6 +110,7 @@ class Masks:
         self._compile_s = compile_s
         self._fill_s = fill_s
         self._side = SideThread("masks")
+        self._recent: dict[str, LLMatcher] = {}
         self._build = functools.partial(
             _tokenizer, folder, vocab_size, sorted(self._eos_ids)
         )
@@ -171,17 +173,28 @@ class Masks:
     def _constraint(
         self, tokenizer: LLTokenizer, text: str, emitted: list[int]
     ) -> Constraint:
-        form = grammar.compiler_form(text)
-        matcher = LLMatcher(tokenizer, form, log_level=0, limits=grammar.LIMITS)
-        if matcher.is_error():
-            problem = grammar.shortened(matcher.get_error())
-            raise ClientError(f"the grammar can't be used: {problem}")
+        matcher = self._compiled(tokenizer, text).deep_copy()
         constraint = Constraint(matcher, -(-tokenizer.vocab_size // 32))
         ends = [place for place, id in enumerate(emitted) if id in self._eos_ids]
         constraint.ended = bool(ends)
         if not matcher.consume_tokens(emitted[: ends[0]] if ends else emitted):
             raise _dead_end("what was emitted before doesn't follow it")
         return constraint
+
+    def _compiled(self, tokenizer: LLTokenizer, text: str) -> LLMatcher:
+        """Of the last few grammars: the choices of a request have the same, and agents
+        send theirs with every request."""
+        matcher = self._recent.pop(text, None)
+        if matcher is None:
+            form = grammar.compiler_form(text)
+            matcher = LLMatcher(tokenizer, form, log_level=0, limits=grammar.LIMITS)
+            if matcher.is_error():
+                problem = grammar.shortened(matcher.get_error())
+                raise ClientError(f"the grammar can't be used: {problem}")
+        self._recent[text] = matcher
+        if len(self._recent) > _MOST_RECENT:
+            del self._recent[next(iter(self._recent))]
+        return matcher
 
     def _fill(self, constraint: Constraint, stop_ids: Collection[int]) -> Words:
         if constraint.error is not None:

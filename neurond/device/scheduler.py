@@ -41,7 +41,8 @@ def plan(
     decoding = [s for s in sequences if s.decodes]
     rows = [Work(s, 1) for s in decoding[: max_rows - bool(filling)]]
     filling = sorted(filling, key=lambda s: s.arrived_s)[: max_rows - len(rows)]
-    if large := _for_stints(filling, pause_s):
+    in_turn = [s for s in sequences if s in filling]
+    if large := _for_stints(in_turn, pause_s):
         return rows + _in_stints(large, filling, pause_s)
     given = share([s.num_pending for s in filling], num_tokens)
     parts = [s.part(n) for s, n in zip(filling, given, strict=True)]
@@ -50,7 +51,8 @@ def plan(
 
 
 def _for_stints(filling: Listing[Sequence], pause_s: float) -> Sequence | None:
-    """Whose chunk goes in stints: one that is under way, or the first large one."""
+    """Whose chunk goes in stints: one that is under way, or that of the large prompt
+    whose last one is longest ago. `filling` are in that order."""
     opened = next((s for s in filling if s.open_ids), None)
     if opened is not None or not pause_s:
         return opened

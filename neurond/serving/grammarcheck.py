@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ipc.errors import ClientError, error_for
 from neurond import grammar as grammars
+from neurond.compiling import START_S
 from neurond.serving.structured import Grammar
 
-LIMIT_S = 2 * grammars.CHECK_S + 0.5
+LIMIT_S = 2 * grammars.CHECK_S + START_S
 """More than a check takes to give itself up."""
 _THREADS = 2
 _MAX_KNOWN = 256
@@ -51,6 +52,7 @@ class GrammarCheck:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        grammars.COMPILERS.close()
 
     def _too_late(self, grammar: Grammar, *, has_begun: bool) -> Exception:
         if not has_begun:

@@ -77,6 +77,13 @@ def test_a_small_prompt_does_not_wait_for_the_stints_of_a_large_one() -> None:
     assert in_stints(running) == [(1, 1, 0.0), (3, 30, 0.0), (2, 256, 0.1)]
 
 
+def test_large_prompts_take_turns_chunk_by_chunk() -> None:
+    """The one computed longest ago stands first, whoever came first (S31)."""
+    first, second = sequence(2, num_ids=900), sequence(3, num_ids=300)
+    assert in_stints([decoding(1), second, first])[1:] == [(3, 256, 0.1)]
+    assert in_stints([decoding(1), first, second])[1:] == [(2, 256, 0.1)]
+
+
 def test_a_chunk_under_way_goes_on_before_others_begin_one() -> None:
     opened = sequence(4, num_ids=900)
     opened.open_ids = 200
