@@ -30,7 +30,7 @@ class ModelRecord:
     """`done` ends when the load or unload under way does.
 
     `ordered` is what the load order said itself: that alone outlives a restart, the
-    rest is the configuration's to say. `allowed` names the devices that may hold it,
+    rest is the configuration's to say (`configured`). `allowed` names the devices that may hold it,
     `sent_generation` the life of its device that was last told to load it.
     """
 
@@ -51,6 +51,10 @@ class ModelRecord:
     sent_generation: int = 0
     ordered: dict[str, Any] = field(default_factory=dict)
     allowed: tuple[str, ...] = ()
+    configured: Model = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.configured = self.spec
 
     @property
     def is_busy(self) -> bool:
@@ -105,10 +109,15 @@ class ModelRecord:
             self.done.set_result(None)
 
     def respecify(self, ordered: Mapping[str, Any]) -> None:
-        """What a load order says beyond the configuration."""
+        """What a load order says beyond the configuration.
+
+        Nothing of an earlier order stays but the source, without which a model that
+        isn't configured would be lost.
+        """
         self.ordered = dict(ordered)
         changes = {k: v for k, v in ordered.items() if k != "devices"}
-        self.spec = replace(self.spec, **changes)
+        kept = {"source": self.spec.source, **changes}
+        self.spec = replace(self.configured, **kept)
 
     def load_on(self, generation: int) -> Load:
         """The order for that life of its device, which may now be blamed on it."""

@@ -89,6 +89,15 @@ def test_an_order_changes_what_it_names_and_is_kept_as_it_was() -> None:
     assert (record.spec.pinned, record.spec.context) == (True, 512)
 
 
+def test_an_order_begins_from_the_configuration_not_from_the_order_before() -> None:
+    record = fresh()
+    source = record.spec.source
+    record.respecify({"quant": "int4", "context": 64, "source": "/models/other"})
+    record.respecify({"pinned": True})
+    assert (record.spec.quant, record.spec.context) == ("auto", 512)
+    assert record.spec.source == "/models/other" != source
+
+
 def test_a_device_is_sent_what_the_model_is_to_be() -> None:
     record = fresh()
     record.folder = "/models/tiny"
