@@ -30,8 +30,8 @@ class ModelRecord:
     """`done` ends when the load or unload under way does.
 
     `ordered` is what the load order said itself: that alone outlives a restart, the
-    rest is the configuration's to say (`configured`). `allowed` names the devices that may hold it,
-    `sent_generation` the life of its device that was last told to load it.
+    rest is the configuration's to say (`configured`). `allowed` names the devices that
+    may hold it, `sent_generation` the life of its device that was last told to load it.
     """
 
     spec: Model

@@ -142,7 +142,8 @@ async def test_what_is_being_loaded_is_counted_as_taken(tmp_path: Path) -> None:
     node = Node(tmp_path, Slot("fake-0", 3 * GIB))
     for model in ("tiny", "other"):
         options = {"memory_bytes": 2 * GIB}
-        node.life.records[model].spec = Model(model, "fake", options=options)
+        spec = Model(model, "fake", options=options)
+        node.life.records[model] = ModelRecord(spec)
     await node.sent("tiny")
     error = await error_of(node, node.life.load("other", {}))
     assert error.code == "insufficient_vram"
