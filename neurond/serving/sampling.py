@@ -134,9 +134,10 @@ def context_error(
     if window < _LEAST_WINDOW:
         words = "the device has no memory left for any prompt of this model"
         return ClientError(words, code="prompt_too_long_for_vram")
+    verb = "have" if param.endswith("s") else "has"
     return ClientError(
         f"this model's maximum context length is {window} tokens, but the {param}"
-        f" have {num_prompt} tokens and an answer needs room; shorten the {param}",
+        f" {verb} {num_prompt} tokens and an answer needs room; shorten the {param}",
         code="context_length_exceeded",
         param=param,
         fields={"prompt_len": num_prompt, "max": window},
