@@ -23,7 +23,7 @@ from neurond.device.blocks import Blocks
 from neurond.device.linear import LinearPlan, PackedLinear
 from neurond.device.packed import Shelf
 from neurond.device.quant import Quant
-from neurond.device.turns import in_background
+from neurond.device.turns import in_turns
 from neurond.device.weights import Entry
 
 _ROUTERS = ("gate", "router", "shared_expert_gate")
@@ -91,7 +91,7 @@ def pack(
     done = 0
     for site in found:
         source = sources.get(site.key)
-        work = in_background(partial(_packed, site, source, shelf))
+        work = in_turns(partial(_packed, site, source, shelf))
         packed = yield from _telling(work, done)
         module.set_submodule(site.name, packed)
         done += source.size_bytes if source is not None else 0

@@ -19,7 +19,7 @@ a prompt's first token comes no later than `_FIRST_TOKEN_STRETCH` times its time
 """
 _MAX_STRETCH = 2.9
 _FIRST_TOKEN_STRETCH = 1.8
-_STINT_STRETCH = 2.5
+_STINT_STRETCH = 2.6
 _UNMEASURED_TOKENS = 64
 _LEAST_TOKENS = 32
 _TILE_TOKENS = 16
