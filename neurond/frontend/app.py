@@ -22,7 +22,7 @@ import falcon.asgi
 import ipc
 from ipc.errors import ClientError
 from ipc.journal import Journal, Mode
-from neurond.frontend import lifecycle, status
+from neurond.frontend import lifecycle, status, views
 from neurond.frontend.answering import Answering
 from neurond.frontend.chat import ChatResource
 from neurond.frontend.completions import CompletionsResource
@@ -128,8 +128,9 @@ class Worker:
             resource = lifecycle.LifecycleResource(node, op, timeout_s=deadline_s)
             app.add_route(f"/models/{op}", resource)
         # the sink that is added last is asked first
-        app.add_sink(status.ModelResource(node).on_request, r"/models/(?P<model>.+)\Z")
-        capabilities = status.CapabilitiesResource(node)
+        model = status.ModelResource(node, views.model)
+        app.add_sink(model.on_request, r"/models/(?P<model>.+)\Z")
+        capabilities = status.ModelResource(node, views.capabilities)
         app.add_sink(capabilities.on_request, r"/models/(?P<model>.+)/capabilities\Z")
         app.add_route("/v1/models", status.OpenaiModelsResource(node))
         app.add_route("/v1/models/{model:path}", status.OpenaiModelResource(node))

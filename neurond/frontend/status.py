@@ -6,6 +6,7 @@ waits (S24).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -89,10 +90,11 @@ class ModelsResource:
 
 
 class ModelResource:
-    """A model's fact; a sink, because its id may have slashes in it."""
+    """What `view` says of a model's fact; a sink, because an id may have slashes."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, view: Callable[[Facts], Any]) -> None:
         self._node = node
+        self._view = view
 
     async def on_request(
         self, req: Request, resp: Response | None, **path: Any
@@ -101,23 +103,7 @@ class ModelResource:
             return  # a websocket: Falcon refuses it
         if req.method not in ("GET", "HEAD"):
             raise error_for("method_not_allowed", "the path has no such method")
-        _send(resp, views.model(_model(self._node, path["model"])))
-
-
-class CapabilitiesResource:
-    """A sink, because a model's id may have slashes in it."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    async def on_request(
-        self, req: Request, resp: Response | None, **path: Any
-    ) -> None:
-        if resp is None:
-            return  # a websocket: Falcon refuses it
-        if req.method not in ("GET", "HEAD"):
-            raise error_for("method_not_allowed", "the path has no such method")
-        _send(resp, views.capabilities(_model(self._node, path["model"])))
+        _send(resp, self._view(_model(self._node, path["model"])))
 
 
 class OpenaiModelsResource:
