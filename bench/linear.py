@@ -33,7 +33,7 @@ from torch import nn
 if not __package__:  # run as a file: the packages lie beside its folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ipc.messages import Sampling, Submit  # noqa: E402
+from ipc.messages import Sampling  # noqa: E402
 from neurond import converted, quant  # noqa: E402
 from neurond.device import assembly, linear, loader  # noqa: E402
 from neurond.device.backend import Resident, Work  # noqa: E402
@@ -45,7 +45,7 @@ from neurond.device.packed import Shelf  # noqa: E402
 from neurond.device.quant import plans  # noqa: E402
 from neurond.device.sampler import Sampler  # noqa: E402
 from neurond.device.sequence import Sequence  # noqa: E402
-from neurond.device.trial import make_ready  # noqa: E402
+from neurond.device.trial import make_ready, sequence_of  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "linear.json"
 CPU = torch.device("cpu")
@@ -219,8 +219,10 @@ class Model:
     def _sequence(self, at: int, length: int) -> Sequence:
         source = torch.Generator().manual_seed(at)
         ids = torch.randint(1000, 40_000, (length,), generator=source).tolist()
-        sequence = Sequence(0, _submit(tuple(ids)), self._resident, 0.0)
-        sequence.pages = list(range(at * PAGES, (at + 1) * PAGES))
+        pages = list(range(at * PAGES, (at + 1) * PAGES))
+        sequence = sequence_of(self._resident, pages, tuple(ids))
+        greedy = Sampling(temperature=0.0)
+        sequence.submit = replace(sequence.submit, sampling=greedy)
         return sequence
 
 
@@ -241,26 +243,6 @@ def _drain(steps: Generator[Any, None, Any]) -> Any:
             next(steps)
         except StopIteration as stop:
             return stop.value
-
-
-def _submit(ids: tuple[int, ...]) -> Submit:
-    return Submit(
-        id=0,
-        attempt=0,
-        model="bench",
-        ids=ids,
-        num_prompt=len(ids),
-        choice=0,
-        seed=0,
-        sampling=Sampling(temperature=0.0),
-        max_tokens=4096,
-        stop_ids=(),
-        grammar="",
-        principal="",
-        priority=0,
-        deadline_s=0.0,
-        cache_salt="",
-    )
 
 
 # -- words

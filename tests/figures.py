@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,52 +16,64 @@ RESULTS = Path(__file__).parent.parent / "bench" / "results"
 
 
 def ring(report: Any) -> Iterator[str]:
-    yield (
-        "| transport | size | CPU per message | ratio | producer | consumer"
-        " | one-way p50 | p99 |"
+    heads = ("transport", "size", "CPU per message", "ratio", "producer", "consumer")
+    yield from _table(
+        (*heads, "one-way p50", "p99"),
+        (
+            (
+                row["transport"],
+                f"{row['size_bytes']} B",
+                f"{row['cpu_us']:.2f} µs",
+                f"{row['cpu_ratio']:.2f} ×",
+                f"{row['producer_us']:.2f} µs",
+                f"{row['consumer_us']:.2f} µs",
+                f"{row['latency_p50_us']:.0f} µs",
+                f"{row['latency_p99_us']:.0f} µs",
+            )
+            for row in report["rows"]
+        ),
     )
-    yield "|---|---|---|---|---|---|---|---|"
-    for row in report["rows"]:
-        yield (
-            f"| {row['transport']} | {row['size_bytes']} B | {row['cpu_us']:.2f} µs"
-            f" | {row['cpu_ratio']:.2f} × | {row['producer_us']:.2f} µs"
-            f" | {row['consumer_us']:.2f} µs | {row['latency_p50_us']:.0f} µs"
-            f" | {row['latency_p99_us']:.0f} µs |"
-        )
 
 
 def startup(report: Any) -> Iterator[str]:
-    yield "| way | pid known | ready, median | least | most |"
-    yield "|---|---|---|---|---|"
-    for row in report["rows"]:
-        cells = [
-            f"{row[f'{name}_ms']:.1f} ms"
-            for name in ("forked", "ready", "least", "most")
-        ]
-        yield f"| {row['way']} | {' | '.join(cells)} |"
+    times = ("forked_ms", "ready_ms", "least_ms", "most_ms")
+    yield from _table(
+        ("way", "pid known", "ready, median", "least", "most"),
+        (
+            (row["way"], *(f"{row[name]:.1f} ms" for name in times))
+            for row in report["rows"]
+        ),
+    )
     yield ""
     yield f"exec takes {report['ratio']:.1f} × as long."
 
 
 def serve(report: Any) -> Iterator[str]:
-    yield "| server | 1 stream | 16 streams | first token, long prompt | second turn |"
-    yield "|---|---|---|---|---|"
-    for row in report["rows"]:
-        yield (
-            f"| {row['server']} | {row['one']:.1f} tokens/s"
-            f" | {row['sixteen']:.1f} tokens/s | {row['long']:.2f} s"
-            f" | {row['second']:.2f} s |"
-        )
+    yield from _table(
+        ("server", "1 stream", "16 streams", "first token, long prompt", "second turn"),
+        (
+            (
+                row["server"],
+                f"{row['one']:.1f} tokens/s",
+                f"{row['sixteen']:.1f} tokens/s",
+                f"{row['long']:.2f} s",
+                f"{row['second']:.2f} s",
+            )
+            for row in report["rows"]
+        ),
+    )
     yield ""
-    yield "| ratio | against | measured | goal | |"
-    yield "|---|---|---|---|---|"
-    for goal in report["goals"]:
-        name = _SERVED.get(goal["measure"], goal["measure"])
-        bound = "at most" if goal["peer"] == "itself" else "at least"
-        yield (
-            f"| {name} | {goal['peer']} | {goal['ratio']:g} ×"
-            f" | {bound} {goal['goal']:g} × | {_verdict(goal)} |"
-        )
+    yield from _table(
+        ("ratio", "against", "measured", "goal", ""),
+        (
+            (
+                _SERVED.get(goal["measure"], goal["measure"]),
+                goal["peer"],
+                *_reached(goal, "at most" if goal["peer"] == "itself" else "at least"),
+            )
+            for goal in report["goals"]
+        ),
+    )
 
 
 _SERVED = {
@@ -73,16 +85,19 @@ _SERVED = {
 
 
 def latency(report: Any) -> Iterator[str]:
-    yield "| | median |"
-    yield "|---|---|"
-    for name, words in _LATENCIES.items():
-        yield f"| {words} | {report['medians'][name] * 1e3:.0f} ms |"
+    medians = report["medians"]
+    yield from _table(
+        ("", "median"),
+        (
+            (words, f"{medians[name] * 1e3:.0f} ms")
+            for name, words in _LATENCIES.items()
+        ),
+    )
     yield ""
-    yield "| ratio | measured | goal | |"
-    yield "|---|---|---|---|"
-    for goal in report["goals"]:
-        told = f"{goal['ratio']:g} × | at most {goal['goal']:g} × | {_verdict(goal)}"
-        yield f"| {goal['measure']} | {told} |"
+    yield from _table(
+        ("ratio", "measured", "goal", ""),
+        ((goal["measure"], *_reached(goal, "at most")) for goal in report["goals"]),
+    )
 
 
 _LATENCIES = {
@@ -96,10 +111,13 @@ _LATENCIES = {
 
 
 def overhead(report: Any) -> Iterator[str]:
-    yield "| | tokens/s |"
-    yield "|---|---|"
-    yield f"| engine alone | {report['engine_tokens_s']:.1f} |"
-    yield f"| through the gateway | {report['gateway_tokens_s']:.1f} |"
+    yield from _table(
+        ("", "tokens/s"),
+        (
+            ("engine alone", f"{report['engine_tokens_s']:.1f}"),
+            ("through the gateway", f"{report['gateway_tokens_s']:.1f}"),
+        ),
+    )
     yield ""
     yield (
         f"{report['streams']} streams of {report['tokens']} tokens, {report['model']}."
@@ -110,38 +128,47 @@ def overhead(report: Any) -> Iterator[str]:
 
 def linear(report: Any) -> Iterator[str]:
     cells = {
-        (row["kind"], row["rows"]): row["ms"]
+        (row["kind"], row["rows"]): f"{row['ms']:.1f} ms"
         for row in report["kernels_ms"]
         if row["part"] == "layers"
     }
     kinds = list(dict.fromkeys(kind for kind, _ in cells))
     yield f"Kernels for {report['layout']}, {report['threads']} thread."
     yield ""
-    yield f"| rows | {' | '.join(kinds)} |"
-    yield "|---" * (len(kinds) + 1) + "|"
-    for rows in dict.fromkeys(rows for _, rows in cells):
-        found = [cells.get((kind, rows)) for kind in kinds]
-        told = ["" if ms is None else f"{ms:.1f} ms" for ms in found]
-        yield f"| {rows} | {' | '.join(told)} |"
+    yield from _table(
+        ("rows", *kinds),
+        (
+            (str(rows), *(cells.get((kind, rows), "") for kind in kinds))
+            for rows in dict.fromkeys(rows for _, rows in cells)
+        ),
+    )
     yield ""
-    yield "| step | layers apart | fused | gain |"
-    yield "|---|---|---|---|"
     steps = {(row["what"], row["layers"]): row["ms"] for row in report["steps"]}
-    for what in dict.fromkeys(what for what, _ in steps):
-        apart, fused = steps[what, "apart"], steps[what, "fused"]
-        gain = f"{apart / fused:.2f} ×"
-        yield f"| {what} | {apart:.1f} ms | {fused:.1f} ms | {gain} |"
+    yield from _table(
+        ("step", "layers apart", "fused", "gain"),
+        (
+            _fused(what, steps[what, "apart"], steps[what, "fused"])
+            for what in dict.fromkeys(what for what, _ in steps)
+        ),
+    )
+
+
+def _fused(what: str, apart_ms: float, fused_ms: float) -> tuple[str, ...]:
+    gain = f"{apart_ms / fused_ms:.2f} ×"
+    return what, f"{apart_ms:.1f} ms", f"{fused_ms:.1f} ms", gain
 
 
 def gpu_engine(report: Any) -> Iterator[str]:
     yield f"{report['device']}, torch {report['torch']}, shape {report['shape']}."
     yield ""
-    yield "| | |"
-    yield "|---|---|"
-    for name, (words, scale, unit) in _GPU.items():
-        if report.get(name) is not None:
-            yield f"| {words} | {report[name] * scale:,.2f} {unit} |"
-    yield f"| `numerics = invariant` | {report['invariant']} |"
+    figures = [
+        (words, f"{report[name] * scale:,.2f} {unit}")
+        for name, (words, scale, unit) in _GPU.items()
+        if report.get(name) is not None
+    ]
+    yield from _table(
+        ("", ""), (*figures, ("`numerics = invariant`", report["invariant"]))
+    )
     yield ""
     yield (
         f"One stream runs at {report['floor_share']:.0%} of the floor, goal"
@@ -165,6 +192,20 @@ _GPU = {
     "invariant_step_1_s": ("invariant: step of 1 stream", 1e3, "ms"),
     "invariant_step_16_s": ("invariant: step of 16 streams", 1e3, "ms"),
 }
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield _row(heads)
+    yield "|---" * len(heads) + "|"
+    yield from map(_row, rows)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
+
+
+def _reached(goal: Any, bound: str) -> tuple[str, str, str]:
+    return f"{goal['ratio']:g} ×", f"{bound} {goal['goal']:g} ×", _verdict(goal)
 
 
 def _verdict(goal: Any) -> str:

@@ -114,8 +114,10 @@ def make(prefix: str, **sizes: Any) -> Any:
     return model
 
 
-def reference(module: Any, prompt: Listing[int], num_tokens: int) -> list[int]:
-    """What transformers' own `generate` emits, greedy."""
+def reference(
+    module: Any, prompt: Listing[int], num_tokens: int, *, eos: int | None = None
+) -> list[int]:
+    """What transformers' own `generate` emits, greedy, with the EOS if it ends it."""
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         output = module.generate(
@@ -124,7 +126,7 @@ def reference(module: Any, prompt: Listing[int], num_tokens: int) -> list[int]:
             max_new_tokens=num_tokens,
             do_sample=False,
             pad_token_id=0,
-            eos_token_id=None,
+            eos_token_id=eos,
         )
     emitted: list[int] = output[0, len(prompt) :].tolist()
     return emitted
