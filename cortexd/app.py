@@ -55,6 +55,7 @@ class Worker:
         self._accounts = accounts = Accounts(series)
         relay = Relay(
             snapshot=self._feed.snapshot,
+            refresh=self._feed.refresh,
             pools=self._pools,
             accounts=accounts,
             journal=journal,

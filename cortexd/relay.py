@@ -5,15 +5,16 @@ that dies or is busy is replaced by another one; afterwards the stream can only 
 end in an error event. Bytes are handed through; `frames` says what is read in passing.
 
     decide ─▶ attempt ─▶ Whole            a status and a body
-       ▲         │  └──▶ RelayStream      committed: frames, then one terminal event
-       └─────────┘ Setback: once more, on another node
+     │ ▲         │  └──▶ RelayStream      committed: frames, then one terminal event
+     │ └─────────┘ Setback: once more, on another node
+     └─▶ no node: decide once more when the nodes were asked anew, then refuse
 
 Invariant: whatever happens, the connection to the node is given back or closed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from cortexd.answers import Whole, checked
@@ -56,12 +57,14 @@ class Setback(Exception):
 
 
 class Relay:
-    """Collaborators come from the composition root, `app`."""
+    """Collaborators come from the composition root, `app`. `refresh` brings the
+    snapshot up to date; it has a deadline of its own and never raises."""
 
     def __init__(  # noqa: PLR0913  collaborators
         self,
         *,
         snapshot: Callable[[], Snapshot],
+        refresh: Callable[[], Awaitable[None]],
         pools: Mapping[str, Pool],
         accounts: Accounts,
         journal: Journal,
@@ -69,6 +72,7 @@ class Relay:
         is_stopping: Callable[[], bool],
     ) -> None:
         self._snapshot = snapshot
+        self._refresh = refresh
         self._pools = pools
         self._accounts = accounts
         self._journal = journal
@@ -79,9 +83,9 @@ class Relay:
         """Raises ServiceError. A RelayStream must be released."""
         last: Whole | ServiceError | None = None
         tried: list[str] = []
-        account.model = resolve(self._snapshot(), ask.model) or NO_MODEL
         while len(tried) < _ATTEMPTS and not self._is_stopping():
-            decision = self._decide(ask, tried)
+            decision = await self._decision(ask, tried)
+            account.model = resolve(self._snapshot(), ask.model) or NO_MODEL
             if not isinstance(decision, Serve):
                 last = last or decision.error
                 break
@@ -96,6 +100,14 @@ class Relay:
         if isinstance(last, ServiceError):
             raise last
         return last
+
+    async def _decision(self, ask: Ask, tried: list[str]) -> Decision:
+        """What was loaded a moment ago is not refused for a snapshot that is old."""
+        decision = self._decide(ask, tried)
+        if isinstance(decision, Serve) or tried:
+            return decision
+        await self._refresh()
+        return self._decide(ask, tried)
 
     def _decide(self, ask: Ask, tried: list[str]) -> Decision:
         in_flight = {name: pool.in_flight for name, pool in self._pools.items()}

@@ -1,7 +1,8 @@
 """The nodes of the fleet and everybody who follows them.
 
 Fleet process. Each node's poller brings records; they are published together, at most
-20 times a second, so that a thousand nodes don't make a thousand messages.
+20 times a second, so that a thousand nodes don't make a thousand messages. For a worker
+that is about to refuse a request all nodes are asked at once.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ from typing import Any
 
 from cortexd import facts
 from cortexd.config import Settings
+from cortexd.feed import REFRESH
 from cortexd.fleet.follower import follow
 from cortexd.fleet.poller import NodeRecord, Pace, Poller
 from cortexd.fleet.view import snapshot_of
 from cortexd.nodes import endpoint
 from cortexd.nodes.pool import Pool
+from cortexd.rounds import Rounds
 from cortexd.snapshot import EMPTY, Snapshot
 from ipc.control import ControlServer
 from ipc.journal import Journal
 from ipc.peer import Peer
 
 _LEAST_GAP_S = 0.05
+_REFRESH_GAP_S = 0.2
+"""Requests for what nobody has are no storm of polls."""
 _EVENTS: dict[tuple[str, str], str] = {
     ("unknown", "up"): "node.up",
     ("down", "up"): "node.up",
@@ -52,6 +57,7 @@ class Federation:
             )
             for neuron in settings.config.neurons
         }
+        self._refreshes = Rounds(self._poll_all, least_gap_s=_REFRESH_GAP_S)
         self._pollers = [
             Poller(name, pool, pace, self._on_record)
             for name, pool in self._pools.items()
@@ -61,7 +67,7 @@ class Federation:
         loop = asyncio.get_running_loop()
         self._server = ControlServer(
             listener,
-            {"status": self._status},
+            {"status": self._status, REFRESH: self._refresh},
             authorize=_is_ours,
             topics={
                 "snapshot": lambda: self._snapshot.plain(),
@@ -79,6 +85,7 @@ class Federation:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._refreshes.cancel()
         if self._publishing is not None:
             self._publishing.cancel()
         self._server.close()
@@ -111,6 +118,17 @@ class Federation:
             self._snapshot = new
             self._server.publish("snapshot", new.plain())
         self._server.publish("state", self._facts())
+
+    async def _refresh(self, _args: dict[str, Any], _peer: Peer) -> dict[str, Any]:
+        """Ask every node now, and publish what they say ahead of the answer."""
+        await self._refreshes.after_now()
+        return {}
+
+    async def _poll_all(self) -> None:
+        await asyncio.gather(*[poller.fresh() for poller in self._pollers])
+        if self._publishing is not None:
+            self._publishing.cancel()
+            self._publish()
 
     def _next_snapshot(self) -> Snapshot:
         return snapshot_of(

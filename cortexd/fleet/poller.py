@@ -69,16 +69,30 @@ class Poller:
         self._on_record = on_record
         self._clock = clock
         self._wanted = asyncio.Event()
+        self._next_poll: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
         """Poll now: something happened on the node."""
         self._wanted.set()
 
+    async def fresh(self) -> None:
+        """Poll, and return when that is done; nothing if the last poll was missed, or
+        questions of ours would give a node up before its time (S25)."""
+        if self.record.standing.state != "up" or self.record.standing.misses:
+            return
+        if self._next_poll is None:
+            self._next_poll = asyncio.get_running_loop().create_future()
+        self.wake()
+        await asyncio.shield(self._next_poll)
+
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             self._wanted.clear()
+            asked, self._next_poll = self._next_poll, None
             await self.poll()
+            if asked is not None:
+                asked.set_result(None)
             await asyncio.sleep(
                 _LEAST_PAUSE_S
             )  # a storm of events is no storm of polls

@@ -209,3 +209,36 @@ def test_an_event_brings_the_next_poll_at_once(node: NodeStub) -> None:
 
 def poller_pool(node: NodeStub) -> Pool:
     return Pool(Endpoint("127.0.0.1", node.port), connect_timeout_s=1.0)
+
+
+def test_who_asks_for_news_gets_a_poll_that_began_afterwards(node: NodeStub) -> None:
+    async def work(poller: Poller, changes: Changes) -> None:
+        running = asyncio.ensure_future(poller.run())
+        while not changes:
+            await asyncio.sleep(0)
+        node.does.models = [model_fact("m"), model_fact("late")]
+        node.does.residency += 1
+        await asyncio.gather(*[poller.fresh() for _ in range(8)])
+        assert poller.record.reading is not None
+        assert [fact.id for fact in poller.record.reading.routes] == ["m", "late"]
+        assert len(changes) == 2
+        running.cancel()
+
+    polled(node, PATIENT, work)
+
+
+def test_s25_questions_give_no_node_up_before_its_time(node: NodeStub) -> None:
+    """The first one that is missed ends them; the polls go on at their pace."""
+
+    async def work(poller: Poller, changes: Changes) -> None:
+        running = asyncio.ensure_future(poller.run())
+        while not changes:
+            await asyncio.sleep(0)
+        node.does.statuses = {"/health": 418}
+        for _ in range(5):
+            await poller.fresh()
+        assert len(changes) == 2
+        assert poller.record.standing.state == "up"
+        running.cancel()
+
+    polled(node, PATIENT, work)
