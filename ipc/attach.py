@@ -4,6 +4,7 @@
     worker  ── Hello ──────────────────▶  supervisor
             ◀── Welcome | Refused ──────
             ◀── Pair + 5 fds, Down ─────  for each life of each device
+            ── Quarantine ─────────────▶  a request that killed one, alone
             EOF, either way: the other process is gone
 
 The two sides live in modules of their own and share `ipc.attachwire`; here are the

@@ -16,7 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ipc.attachwire import ATTACH, PROTOCOL, Down, Hello, Pair, Refused, Welcome
+from ipc.attachwire import (
+    ATTACH,
+    PROTOCOL,
+    Down,
+    Hello,
+    Pair,
+    Quarantine,
+    Refused,
+    Welcome,
+)
 from ipc.codec import MessageError
 from ipc.errors import PeerLost, ServiceError, from_wire
 from ipc.packet import (
@@ -32,6 +41,10 @@ from ipc.unixsocket import try_connect_unix
 _CONNECT_POLL_S = 0.01
 _PER_TURN = 16
 _NUM_PAIR_FDS = 5
+
+Suspects = tuple[tuple[int, int], ...]
+"""(request id, trial group) of each."""
+Convicted = tuple[int, ...]
 
 
 def _refusal(wire: list[Any]) -> ServiceError:
@@ -52,7 +65,7 @@ class AttachClient:
         name: str,
         build: str,
         on_pair: Callable[[str, int, PairFds], None],
-        on_down: Callable[[str, int, str], None],
+        on_down: Callable[[str, int, str, Suspects, Convicted], None],
         on_lost: Callable[[], None],
     ) -> None:
         self._path = Path(path)
@@ -79,6 +92,17 @@ class AttachClient:
         except BaseException:
             self.close()
             raise
+
+    def quarantine(self, fingerprint: str, model: str) -> None:
+        """Tell the supervisor what the request was that it convicted.
+
+        Lost when the lease is over or the supervisor doesn't read.
+        """
+        if self._sock is not None and self._welcome.done():
+            try:
+                send_packet(self._sock, ATTACH.encode(Quarantine(fingerprint, model)))
+            except PacketClosed:
+                pass  # EOF is on its way to us
 
     def close(self) -> None:
         """End the lease; `on_lost` is not called."""
@@ -125,7 +149,7 @@ class AttachClient:
     def _check(self, message: object, fds: list[int]) -> None:
         """Raises MessageError: the supervisor doesn't say this, or not now."""
         greeting = isinstance(message, Welcome | Refused)
-        if greeting == self._welcome.done() or isinstance(message, Hello):
+        if greeting == self._welcome.done() or isinstance(message, Hello | Quarantine):
             raise MessageError(f"{type(message).__name__} is not expected here")
         if len(fds) != (_NUM_PAIR_FDS if isinstance(message, Pair) else 0):
             raise MessageError(f"{type(message).__name__} with {len(fds)} descriptors")
@@ -139,8 +163,14 @@ class AttachClient:
                 self.close()
             case Pair(device=device, generation=generation):
                 self._on_pair(device, generation, PairFds(*fds))
-            case Down(device=device, generation=generation, reason=reason):
-                self._on_down(device, generation, reason)
+            case Down():
+                self._on_down(
+                    message.device,
+                    message.generation,
+                    message.reason,
+                    message.suspects,
+                    message.convicted,
+                )
             case _:
                 raise AssertionError(f"{message} passed the check")
 

@@ -20,7 +20,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ipc.acceptor import Acceptor
-from ipc.attachwire import ATTACH, PROTOCOL, Down, Hello, Pair, Refused, Welcome
+from ipc.attachwire import (
+    ATTACH,
+    PROTOCOL,
+    Down,
+    Hello,
+    Pair,
+    Quarantine,
+    Refused,
+    Welcome,
+)
 from ipc.codec import MessageError
 from ipc.errors import ServiceError, error_for
 from ipc.packet import (
@@ -62,9 +71,16 @@ class WorkerLink:
         """A device is up; the descriptors stay the caller's."""
         self._send(Pair(device, generation, sealed), pair.numbers())
 
-    def send_down(self, device: str, generation: int, reason: str) -> None:
+    def send_down(
+        self,
+        device: str,
+        generation: int,
+        reason: str,
+        suspects: tuple[tuple[int, int], ...] = (),
+        convicted: tuple[int, ...] = (),
+    ) -> None:
         """The device died or will be killed: not another read of these rings."""
-        self._send(Down(device, generation, reason))
+        self._send(Down(device, generation, reason, suspects, convicted))
 
     def close(self) -> None:
         """Drop the worker; `on_lost` is not called."""
@@ -96,8 +112,9 @@ class _Connection:
     def start(self, on_readable: Callable[[], None]) -> None:
         self._loop.add_reader(self._sock, on_readable)
 
-    def receive(self) -> Hello | None:
-        """The Hello; None = nothing now. Raises PacketClosed, MessageError."""
+    def receive(self) -> Hello | Quarantine | None:
+        """Hello, then Quarantines; None = nothing now. Raises PacketClosed,
+        MessageError."""
         try:
             received = receive_packet(self._sock)
         except PacketTruncated as error:
@@ -107,7 +124,8 @@ class _Connection:
         record, fds = received
         close_fds(fds)  # a worker has none to give
         message = ATTACH.decode(record)
-        if self.worker is not None or not isinstance(message, Hello):
+        wanted = Hello if self.worker is None else Quarantine
+        if not isinstance(message, wanted):
             raise MessageError(f"{type(message).__name__} is not expected here")
         self._timer.cancel()
         return message
@@ -149,8 +167,10 @@ class AttachServer:
         on_lost: Callable[[WorkerLink], None],
         limit: int,
         allow: Callable[[Peer], bool],
+        on_quarantine: Callable[[WorkerLink, Quarantine], None] | None = None,
         hello_timeout_s: float = HELLO_TIMEOUT_S,
     ) -> None:
+        self._on_quarantine = on_quarantine
         self._acceptor = Acceptor(listener, self._add)
         self._on_attached = on_attached
         self._on_lost = on_lost
@@ -183,12 +203,14 @@ class AttachServer:
 
     def _read(self, seat: _Connection) -> None:
         try:
-            hello = seat.receive()
+            message = seat.receive()
         except (PacketClosed, MessageError):
             self._lose(seat)
             return
-        if hello is not None:
-            self._admit(seat, hello)
+        if isinstance(message, Hello):
+            self._admit(seat, message)
+        elif message is not None and seat.worker is not None and self._on_quarantine:
+            self._on_quarantine(seat.worker, message)
 
     def _admit(self, seat: _Connection, hello: Hello) -> None:
         refusal = self._refusal(seat.peer, hello)

@@ -3,7 +3,8 @@
     worker → supervisor     Hello(protocol, build, role, name)     first and only
     supervisor → worker     Welcome(worker) | Refused(error)       the answer
                             Pair(device, generation, sealed) + 5 descriptors
-                            Down(device, generation, reason)
+                            Down(device, generation, reason, suspects, convicted)
+    worker → supervisor     Quarantine(fingerprint, model)         any time after
 
 Invariant: a change of any of these moves PROTOCOL; a supervisor refuses another number.
 """
@@ -15,7 +16,7 @@ from typing import Any, ClassVar
 
 from ipc.codec import Codec
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,27 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Down:
-    """This life of the device is over; never read its rings again."""
+    """This life of the device is over; never read its rings again.
+
+    `suspects`: (request id, trial group), to be tried in steps of their own; the
+    `convicted` are never submitted again. Ids of other workers are among them.
+    """
 
     kind: ClassVar[int] = 5
     device: str
     generation: int
     reason: str
+    suspects: tuple[tuple[int, int], ...] = ()
+    convicted: tuple[int, ...] = ()
 
 
-ATTACH = Codec([Hello, Welcome, Refused, Pair, Down])
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """A request of this worker was convicted; `fingerprint` names what it asked."""
+
+    kind: ClassVar[int] = 6
+    fingerprint: str
+    model: str
+
+
+ATTACH = Codec([Hello, Welcome, Refused, Pair, Down, Quarantine])

@@ -1,7 +1,7 @@
 """The line between the supervisor and one device: orders down, answers and faults up.
 
     supervisor ──── SEQPACKET socketpair ──── device
-       Attach + 5 fds, Detach, Load, Unload, Stop, Convert      →
+       Attach + 5 fds, Detach, Load, Unload, Stop, Convert, Inject →
                                                                 ←  Hello, LoadProgress,
                                  Loaded, LoadFailed, Unloaded, Fault, Converted
 

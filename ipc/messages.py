@@ -7,7 +7,8 @@ the protocol: append fields with defaults at the end, never reorder.
 Ring, down (front end → device): Submit, Cancel
 Ring, up   (device → front end): Accepted, Progress, Tokens, Finished, Failed,
                                   SlabsFree, PromptScores, Vector
-Link, down (supervisor → device): Attach (+ fds), Detach, Load, Unload, Stop, Convert
+Link, down (supervisor → device): Attach (+ fds), Detach, Load, Unload, Stop, Convert,
+                                  Inject
 Link, up   (device → supervisor): Hello, LoadProgress, Loaded, LoadFailed, Unloaded,
                                   Fault, Converted
 
@@ -97,6 +98,21 @@ class Convert:
 
 
 @dataclass(frozen=True, slots=True)
+class Inject:
+    """Simulate a fault (`[faults] injection`), `times` times; 0 takes it back.
+
+    From the `at_step`-th step from now on, counted from 1; `request`: only in steps in
+    which that id runs, 0 = any.
+    """
+
+    kind: ClassVar[int] = 38
+    fault: str
+    at_step: int = 1
+    request: int = 0
+    times: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
     """The device has its context and takes orders."""
 
@@ -124,7 +140,8 @@ class Loaded:
     """`context` is the enforced window, `resident_bytes` what the weights really hold.
 
     `info`: architecture, dtype, quant, num_parameters, vocab_size, has_vision,
-    context_limited_by, page_tokens, bytes_per_token.
+    context_limited_by, page_tokens, bytes_per_token; golden, the digest of what the
+    model answered to a fixed prompt.
     """
 
     kind: ClassVar[int] = 50
@@ -176,7 +193,7 @@ class Converted:
     size_bytes: int
 
 
-LinkDown = Attach | Detach | Load | Unload | Stop | Convert
+LinkDown = Attach | Detach | Load | Unload | Stop | Convert | Inject
 LinkUp = Hello | LoadProgress | Loaded | LoadFailed | Unloaded | Fault | Converted
 Message = RingDown | RingUp | LinkDown | LinkUp
 

@@ -43,6 +43,10 @@ class Submit:
     none. `slabs` name shared slabs with pixels. `grammar` is empty or a JSON object
     with exactly one key: json_schema, regex or lark. `embed`: answer with a Vector of
     the prompt instead of tokens.
+
+    The id stays the same over attempts; `attempt` counts them from 0. Who may have
+    killed a device runs in steps of its `trial_group` alone (0 = none) until
+    `trial_until` tokens are emitted.
     """
 
     kind: ClassVar[int] = 1
@@ -63,6 +67,8 @@ class Submit:
     cache_salt: str
     slabs: tuple[int, ...] = ()
     embed: bool = False
+    trial_group: int = 0
+    trial_until: int = 0
 
 
 @dataclass(frozen=True, slots=True)

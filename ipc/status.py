@@ -79,6 +79,7 @@ class Phase(IntEnum):
     GROUP_INIT = 9
     PACK = 10
     CAPTURE = 11
+    TRIAL = 12  # a step of suspects alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,12 @@ class Limits:
     load_deadline_s: float = _bounded(900.0, 0.1, 86400.0, "for one model")
     boot_deadline_s: float = _bounded(120.0, 0.1, 3600.0, "for a device to come up")
     queue_deadline_s: float = _bounded(60.0, 0.1, 3600.0, "for a request that waits")
+    resume_deadline_s: float = _bounded(
+        120.0, 0.1, 3600.0, "for a device to come back, from its death"
+    )
+    quarantine_s: float = _bounded(
+        3600.0, 0.0, 30 * 86400.0, "for which a request that killed a device is refused"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,21 @@ class Engine:
     prefix_cache: bool = field(default=True, metadata={"doc": "reuse computed prompts"})
     first_token_target_s: float = _bounded(
         120.0, 0.0, 86400.0, "no prompt is taken that would need longer; 0: any"
+    )
+    resume: bool = field(
+        default=True, metadata={"doc": "requests go on when their device died"}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """`[faults]`"""
+
+    injection: bool = field(
+        default=False, metadata={"doc": "operators may simulate faults"}
+    )
+    probe_every_s: float = _bounded(
+        30.0, 0.0, 86400.0, "a known computation on an idle device; 0: none"
     )
 
 
@@ -140,6 +161,7 @@ class Config:
     devices: Devices = Devices()
     limits: Limits = Limits()
     engine: Engine = Engine()
+    faults: Faults = Faults()
     models: Models = Models()
     model: tuple[Model, ...] = ()
     hygiene: tuple[Rule, ...] = ()

@@ -68,6 +68,8 @@ class Launch:
             body_bytes=limits.body_bytes,
             max_queue=limits.max_queue,
             load_deadline_s=limits.load_deadline_s,
+            resume=self.config.engine.resume,
+            resume_deadline_s=limits.resume_deadline_s,
             log_format=self.config.log.format,
             hygiene=self.config.hygiene,
         )
@@ -113,6 +115,8 @@ class Launch:
             "load_deadline_s": config.limits.load_deadline_s,
             "prefill_deadline_s": config.limits.prefill_deadline_s,
             "decode_deadline_s": config.limits.decode_deadline_s,
+            "injection": config.faults.injection,
+            "probe_every_s": config.faults.probe_every_s,
         }
 
     def _spawn(

@@ -33,6 +33,8 @@ class DeviceSettings:
     prefill_deadline_s: float = 120.0
     decode_deadline_s: float = 30.0
     probe_deadline_s: float = 5.0
+    injection: bool = False
+    probe_every_s: float = 30.0
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> DeviceSettings:

@@ -31,6 +31,8 @@ class WorkerSettings:
     body_bytes: int = 32 << 20
     max_queue: int = 64
     load_deadline_s: float = 900.0
+    resume: bool = True
+    resume_deadline_s: float = 120.0
     log_format: str = "auto"
     hygiene: tuple[Rule, ...] = ()
 

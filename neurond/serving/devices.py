@@ -69,7 +69,14 @@ class Devices:
         self._lines[device] = line
         line.end.start(asyncio.get_running_loop())
 
-    def on_down(self, device: str, generation: int, _reason: str) -> None:
+    def on_down(
+        self,
+        device: str,
+        generation: int,
+        _reason: str,
+        _suspects: tuple[tuple[int, int], ...] = (),
+        _convicted: tuple[int, ...] = (),
+    ) -> None:
         line = self._lines.get(device)
         if line is not None and line.generation <= generation:
             self._drop(device)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ipc.attach import PROTOCOL, AttachClient, AttachServer, WorkerLink
-from ipc.attachwire import ATTACH, Down, Hello, Pair, Refused, Welcome
+from ipc.attachwire import ATTACH, Down, Hello, Pair, Quarantine, Refused, Welcome
 from ipc.errors import CapacityError, ClientError, PeerLost, ServiceError
 from ipc.packet import receive_packet, send_packet
 from ipc.pair import PairFds, create_pair
@@ -38,6 +38,11 @@ class Desk:
     attached: list[WorkerLink] = field(default_factory=list)
     lost: list[WorkerLink] = field(default_factory=list)
 
+    quarantined: list[tuple[int, str, str]] = field(default_factory=list)
+
+    def _quarantine(self, link: WorkerLink, told: Quarantine) -> None:
+        self.quarantined.append((link.id, told.fingerprint, told.model))
+
     def has_lost(self, count: int) -> bool:
         return len(self.lost) == count
 
@@ -49,6 +54,7 @@ class Desk:
             on_lost=self.lost.append,
             limit=self.limit,
             allow=self.allow,
+            on_quarantine=self._quarantine,
             hello_timeout_s=self.hello_timeout_s,
         )
         self.server.start(asyncio.get_running_loop())
@@ -284,14 +290,40 @@ def test_what_happens_to_a_device_is_heard_in_order(tmp_path: Path) -> None:
         for generation in range(1, 31):
             pair = create_pair(generation=generation, capacity_bytes=1 << 13)
             link.send_pair("cpu-0", generation, pair, False)
-            link.send_down("cpu-0", generation, "killed by SIGKILL")
+            link.send_down("cpu-0", generation, "killed", ((7, 1), (8, 2)), (9,))
             pair.close()
             await until(partial(worker.has_heard, 2 * generation))
         for generation in range(1, 31):
             up, down = worker.heard[2 * generation - 2 : 2 * generation]
             assert up == ("cpu-0", generation)
-            assert down == ("cpu-0", generation, "killed by SIGKILL")
+            charged = (((7, 1), (8, 2)), (9,))
+            assert down == ("cpu-0", generation, "killed", *charged)
         worker.close()
+
+    _desk(tmp_path, work)
+
+
+def test_a_worker_tells_what_its_convicted_request_was(tmp_path: Path) -> None:
+    async def work(desk: Desk) -> None:
+        worker = await Worker(desk.path).attach()
+        for number in range(3):
+            worker.client.quarantine(f"{number:032x}", "tiny")
+        await until(lambda: len(desk.quarantined) == 3)
+        (link,) = desk.attached
+        told = [(link.id, f"{number:032x}", "tiny") for number in range(3)]
+        assert desk.quarantined == told
+        worker.close()
+        worker.client.quarantine("0" * 32, "tiny")  # into nothing
+        await until(lambda: desk.lost)
+
+    _desk(tmp_path, work)
+
+
+def test_a_worker_that_says_hello_twice_is_lost(tmp_path: Path) -> None:
+    async def work(desk: Desk) -> None:
+        sock = _raw(desk.path, _hello(), _hello())
+        await until(lambda: desk.lost)
+        sock.close()
 
     _desk(tmp_path, work)
 
@@ -571,7 +603,7 @@ def test_pairs_that_follow_the_welcome_at_once_are_not_missed(tmp_path: Path) ->
     pair = (ATTACH.encode(Pair("cpu-0", 1, False)), 5)
     down = (ATTACH.encode(Down("cpu-0", 1, "died")), 0)
     worker = _supervised_by(tmp_path, _WELCOME, *(pair, down) * 20, (b"\xc1", 0))
-    assert worker.heard == [("cpu-0", 1), ("cpu-0", 1, "died")] * 20
+    assert worker.heard == [("cpu-0", 1), ("cpu-0", 1, "died", (), ())] * 20
 
 
 def test_a_worker_that_leaves_inside_a_callback_hears_no_more(tmp_path: Path) -> None:
@@ -582,7 +614,7 @@ def test_a_worker_that_leaves_inside_a_callback_hears_no_more(tmp_path: Path) ->
         for generation in (1, 2):
             desk.attached[0].send_down("cpu-0", generation, "")
         await until(lambda: desk.lost)
-        assert worker.heard == [("cpu-0", 1, "")]
+        assert worker.heard == [("cpu-0", 1, "", (), ())]
         assert worker.num_lost == 0
 
     _desk(tmp_path, work)

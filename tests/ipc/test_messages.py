@@ -118,14 +118,15 @@ def test_fields_appended_inside_a_message_are_ignored_too() -> None:
 def test_fields_with_defaults_may_be_absent_at_the_end() -> None:
     assert decode(packed(Tokens.kind, [[7, 0, [1]]])) == Tokens((TokenRow(7, 0, (1,)),))
     wire = unpacked(encode(_submit()))
-    assert decode(packed(*wire[:-2])) == _submit()
+    assert decode(packed(*wire[:-4])) == _submit()
     with pytest.raises(MessageError, match="Submit: 14 fields of 15"):
-        decode(packed(*wire[:-3]))
+        decode(packed(*wire[:-5]))
 
 
 PROTOCOL = """
 1 Submit id attempt model ids num_prompt choice seed sampling max_tokens stop_ids
     grammar principal priority deadline_s cache_salt slabs embed
+    trial_group trial_until
 2 Cancel id
 16 Accepted id position cached
 17 Progress id done total
@@ -141,6 +142,7 @@ PROTOCOL = """
 35 Unload model
 36 Stop
 37 Convert source target may_dequantise
+38 Inject fault at_step request times
 48 Hello pid generation backend memory_total_bytes memory_free_bytes
 49 LoadProgress model stage done total
 50 Loaded model context resident_bytes seconds info
@@ -172,7 +174,7 @@ def test_positions_on_the_wire_are_the_order_of_the_fields() -> None:
     wire = unpacked(encode(_submit(logit_bias=((5, -1.0),))))
     bias = [1.0, 1.0, 0, 0.0, 1.0, 0.0, 0.0, [[5, -1.0]], 0, False, -1, 1.0, -1]
     head = [1, 42, 1, "m", [1, 2, 3], 3, 0, 9, bias]
-    assert wire == [*head, 16, [2], "", "p", 0, 0.5, "", [], False]
+    assert wire == [*head, 16, [2], "", "p", 0, 0.5, "", [], False, 0, 0]
 
 
 def _submit(**sampling: Any) -> Submit:

@@ -76,6 +76,8 @@ CHANGED: dict[str, dict[str, Any]] = {
         "load_deadline_s": 4.5,
         "boot_deadline_s": 5.5,
         "queue_deadline_s": 6.5,
+        "resume_deadline_s": 7.5,
+        "quarantine_s": 8.5,
     },
     "engine": {
         "numerics": "invariant",
@@ -85,7 +87,9 @@ CHANGED: dict[str, dict[str, Any]] = {
         "page_tokens": 32,
         "prefix_cache": False,
         "first_token_target_s": 0.0,
+        "resume": False,
     },
+    "faults": {"injection": True, "probe_every_s": 0.0},
     "models": {"default": ["a", "b"], "folders": ["/srv/models"]},
     "log": {"format": "json"},
     "paths": {"state": "/s", "cache": "/c", "runtime": "/r"},
