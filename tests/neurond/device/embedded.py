@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from neurond import converted
 from neurond.device.convert import convert
@@ -30,3 +34,28 @@ def folder() -> Path:
     if converted.read(kept) is None:
         convert(source(), kept, lambda _fraction: None)
     return kept
+
+
+def shallow(target: Path, num_layers: int = 2) -> Path:
+    """A folder of its first layers: real shapes and real weights, soon computed."""
+    source = folder()
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))
+    for file in ("model.safetensors", converted.BLOCKS_FILE):
+        stored = load_file(source / file)
+        kept = {name: stored[name] for name in stored if _layer(name) < num_layers}
+        save_file(kept, target / file, metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    changed = {**config, "num_hidden_layers": num_layers}
+    (target / "config.json").write_text(json.dumps(changed))
+    marker = converted.read(source)
+    assert marker is not None
+    share = num_layers / config["num_hidden_layers"]
+    types = {kind: int(count * share) for kind, count in marker.types.items()}
+    converted.write(target, replace(marker, types=types))
+    return target
+
+
+def _layer(name: str) -> int:
+    """Number of the layer that a weight is in; -1 where it is in none."""
+    _, is_inside, rest = name.partition("layers.")
+    return int(rest.partition(".")[0]) if is_inside else -1
