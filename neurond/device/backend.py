@@ -131,10 +131,16 @@ class Backend(Protocol):
     def unload(self, model: Resident) -> None: ...
 
     def prepare(self, sequence: Sequence) -> None:
-        """Check and build what it needs (its grammar) before it is accepted.
+        """Begin to build what it needs (its grammar); once, before it is accepted.
 
-        Also before a sequence goes on that was preempted, and so released; its emitted
-        ids are part of `ids`. Raises ServiceError.
+        A resumed one has emitted ids among its `ids`. Never blocks, raises nothing.
+        """
+
+    def is_ready(self, sequence: Sequence) -> bool:
+        """Whether what it needs is there; from then on it is, to the sequence's end.
+
+        Asked between steps until it is true. Never blocks. Raises ServiceError where
+        it can't be had: the request fails.
         """
 
     def forward(self, works: Listing[Work]) -> list[Outcome]:
@@ -147,8 +153,8 @@ class Backend(Protocol):
         """
 
     def release(self, sequence: Sequence) -> None:
-        """Drop what the backend keeps for the sequence, at its end or when preempted;
-        its pages are the engine's."""
+        """Drop what the backend has computed for the sequence, at its end or when
+        preempted; its pages are the engine's. What was prepared for it stays."""
 
     def clear_pages(self, model: Resident, pages: Listing[int]) -> None:
         """Zero them before they are used again: NaN would leak through a mask."""

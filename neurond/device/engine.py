@@ -20,11 +20,11 @@ from collections.abc import Sequence as Listing
 
 from ipc.errors import ServiceError, error_for
 from ipc.journal import Journal
-from ipc.messages import Accepted, Failed, RingUp, Submit
+from ipc.messages import Failed, RingUp, Submit
 from ipc.status import StatusWriter
 from neurond.device.backend import Backend, Outcome, Resident, Row, Work
 from neurond.device.forward import Forward
-from neurond.device.intake import check
+from neurond.device.gate import Gate
 from neurond.device.kvcache import KvCache
 from neurond.device.mishaps import Mishaps
 from neurond.device.outcomes import Addressed, Outbox
@@ -73,10 +73,18 @@ class Engine:
         self.models: dict[str, Resident] = {}
         self._showing = Showing(page, self.models, self.roster, kv, self._pace)
         self._publish = self._showing.publish
+        parts = (backend, kv, self.roster, page, settings, self._showing, clock)
+        self._gate = Gate(*parts)
 
     @property
     def busy(self) -> bool:
         return len(self.roster) > 0
+
+    @property
+    def is_stalled(self) -> bool:
+        """All that is there waits for what the backend builds for it."""
+        running, waiting = self.roster.running, self.roster.waiting
+        return not running and not any(s.accepted for s in waiting)
 
     # -- models
 
@@ -111,18 +119,22 @@ class Engine:
 
     # -- requests
 
-    def submit(self, worker: int, submit: Submit) -> RingUp:
-        """Accepted or Failed."""
+    def submit(self, worker: int, submit: Submit) -> RingUp | None:
+        """Accepted or Failed; None: `step` will tell."""
         self._page.add("requests_total")
         try:
-            sequence = self._admit(worker, submit)
+            sequence = self._gate.admit(worker, submit, self.models.get(submit.model))
         except ServiceError as error:
             self._page.add("requests_failed_total")
             return Failed(submit.id, error.to_wire())
         self._publish(sequence.model)
-        position = max(0, len(self.roster) - self._settings.max_running)
-        cached = min(self.kv.lookup(sequence), submit.num_prompt)
-        return Accepted(submit.id, position, cached)
+        return self._decide(sequence)
+
+    def _decide(self, sequence: Sequence) -> RingUp | None:
+        try:
+            return self._gate.decide(sequence)
+        except ServiceError as error:
+            return self._fail(sequence, error)[1]
 
     def cancel(self, worker: int, request: int) -> None:
         """No answer follows; an unknown id ended meanwhile."""
@@ -146,6 +158,8 @@ class Engine:
     def step(self) -> list[Addressed]:
         """One forward. Raises DeviceDied when the process can't go on."""
         out = self._expire()
+        decided = [(s.worker, self._decide(s)) for s in self._gate.undecided()]
+        out += [(worker, message) for worker, message in decided if message]
         out += self._end_all(self._seats.fill(self._clock()))
         model = self.roster.next_model()
         if model is None:
@@ -238,25 +252,6 @@ class Engine:
 
     # -- bookkeeping
 
-    def _admit(self, worker: int, submit: Submit) -> Sequence:
-        model = self.models.get(submit.model)
-        if model is None:
-            raise error_for("no_healthy_node", "the model is not loaded here")
-        window = self.kv.window(model)
-        check(submit, model, window)
-        if self.roster.find(worker, submit.id) is not None:
-            raise error_for("invalid_request_error", "the request id is in use")
-        seats = self._settings.max_running + self._settings.max_queue
-        if len(self.roster) >= seats:
-            after_s = self._showing.retry_after_s(1)
-            words = "the device's queue is full"
-            raise error_for("queue_full", words, retry_after_s=after_s)
-        sequence = Sequence(worker, submit, model, self._clock(), window=window)
-        self._backend.prepare(sequence)
-        self.roster.add(sequence)
-        self._page.add("prompt_tokens_total", submit.num_prompt)
-        return sequence
-
     def _expire(self) -> list[Addressed]:
         """End what is past its deadline, or was complete when it was resumed."""
         now_s = self._clock()
@@ -273,7 +268,8 @@ class Engine:
             retry_after_s=self._showing.retry_after_s(ahead + 1),
         )
         out += self._fail_all(queued, busy)
-        whole = [s for s in self.roster.waiting if s.full and not s.wants_prompt]
+        ready = [s for s in self.roster.waiting if s.accepted]
+        whole = [s for s in ready if s.full and not s.wants_prompt]
         return out + [self._finish(sequence, "length") for sequence in whole]
 
     def _end_all(self, ended: Ended) -> list[Addressed]:

@@ -8,7 +8,7 @@ Options of a load: step_ms, prefill_ms, load_ms, load_fail (true or an error cod
 kind ("embedding" gives vectors, with matryoshka = true ones that may be cut short),
 tokens ("echo" | "count" | [ids]), fault {"kind", "at_step"}, memory_bytes (what the
 model holds), free_after_ms (how late its bytes come back). See `fakecache` for those
-of the cache, `fakescript` for what a request can ask for.
+of the cache, `fakegrammar` for grammars, `fakescript` for what a request can ask for.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Row, Wo
 from neurond.device.fakecache import (
     FakeCache,
     cache_spec,
-    check_grammar,
     logprob,
     prompt_scores,
     top_scores,
 )
+from neurond.device.fakegrammar import FakeGrammars
 from neurond.device.fakescript import (
     DIMENSIONS,
     IM_END,
@@ -78,13 +78,18 @@ class FakeBackend:
     max_rows = 256
 
     def __init__(
-        self, memory_bytes: int = 0, *, sleep: Callable[[float], None] = time.sleep
+        self,
+        memory_bytes: int = 0,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total_bytes = memory_bytes or _DEFAULT_MEMORY_BYTES
         self._resident: dict[str, int] = {}
         self._returning: list[tuple[float, int]] = []
         self._poisoned = False
         self._sleep = sleep
+        self._grammars = FakeGrammars(clock)
 
     def open(self) -> Memory:
         return self.memory()
@@ -127,7 +132,10 @@ class FakeBackend:
         return rows
 
     def prepare(self, sequence: Running) -> None:
-        check_grammar(sequence.submit.grammar)
+        self._grammars.prepare(sequence)
+
+    def is_ready(self, sequence: Running) -> bool:
+        return self._grammars.is_ready(sequence)
 
     def clear_pages(self, model: Resident, pages: Sequence[int]) -> None:
         pass

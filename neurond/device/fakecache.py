@@ -11,19 +11,17 @@ tokens is out of memory), token_ms (per prompt token, besides prefill_ms).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ipc.errors import ClientError, HostError
+from ipc.errors import HostError
 from ipc.messages import TopScores
 from neurond.device.backend import CacheSpec, Work
 from neurond.device.fakescript import Script
 
 _PAGE_TOKENS = 16
 _NUM_PAGES = 1 << 16
-_GRAMMARS = {"json_schema", "regex", "lark"}
 
 
 @dataclass(slots=True)
@@ -50,18 +48,6 @@ def cache_spec(options: Mapping[str, Any]) -> CacheSpec:
         state_bytes=int(options.get("state_bytes", 0)),
         shares=bool(options.get("shares", True)),
     )
-
-
-def check_grammar(grammar: str) -> None:
-    """It must look like one; what a fake writes heeds none. Raises ClientError."""
-    if not grammar:
-        return
-    try:
-        kinds = set(json.loads(grammar))
-    except (ValueError, TypeError):
-        kinds = set()
-    if len(kinds) != 1 or not kinds <= _GRAMMARS:
-        raise ClientError("not a grammar", param="response_format")
 
 
 def logprob(token: int) -> float:

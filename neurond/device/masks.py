@@ -1,8 +1,8 @@
 """Which tokens the grammars of running sequences allow next.
 
-Device process, torch-free. Per model: its tokenizer as llguidance wants it, built on a
-side thread. Per sequence: a matcher, kept in `sequence.grammar`
-as a Constraint. Around a forward:
+Device process, torch-free. What a sequence must follow is kept in `sequence.grammar`: a
+Compilation until it is ready, then a Constraint to the sequence's end, also while it
+has given way: it follows the emitted ids and needs nothing else. Around a forward:
 
     filling = masks.begin(sequences)   side thread fills the bitmask …
     backend computes                   … meanwhile (llguidance releases the interpreter)
@@ -26,32 +26,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLTokenizer
 
-from ipc.errors import ClientError, ServiceError, error_for
-from neurond import grammar
+from neurond.device.compilations import (
+    COMPILE_S,
+    Compilation,
+    Compilations,
+    Compiler,
+    Constraint,
+    compiled,
+    dead_end,
+)
 from neurond.device.sequence import Sequence
 from neurond.device.sidethread import SideThread
 
 Words = npt.NDArray[np.int32]
 """[ceil(V / 32)]: bit i % 32 of word i // 32 is token i."""
 
-_BUILD_S = 20.0  # a tokenizer takes 0.3 to 2 s
-_COMPILE_S = 2.0  # as long as the front end's check allowed
-_MOST_RECENT = 16
 _FILL_S = 1.0  # a mask takes 20 to 200 us
-
-
-class Constraint:
-    """One sequence's matcher. `error` is why its row is empty."""
-
-    __slots__ = ("ended", "error", "matcher", "num_words")
-
-    def __init__(self, matcher: LLMatcher, num_words: int) -> None:
-        self.matcher = matcher
-        self.num_words = num_words
-        self.ended = False
-        self.error: ServiceError | None = None
 
 
 class _Row(NamedTuple):
@@ -88,54 +80,63 @@ class Filling:
 
 
 class Masks:
-    """Of one resident model. Owns the tokenizer and the side thread.
+    """Of one resident model. Owns a side thread for fills and one for compilations.
 
     Building the tokenizer takes 0.3 to 1 s and, unlike all else here, holds the
     interpreter: with `build_now` off it waits for the first grammar. Let it be on where
     no stream can be running.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  limits that tests shorten
         self,
         folder: Path,
         vocab_size: int,
         eos_ids: Collection[int],
         *,
         build_now: bool = True,
-        compile_s: float = _COMPILE_S,
+        compile_s: float = COMPILE_S,
+        compiler: Compiler = compiled,
         fill_s: float = _FILL_S,
     ) -> None:
         self._num_words = -(-vocab_size // 32)
         self._eos_ids = frozenset(eos_ids)
-        self._compile_s = compile_s
         self._fill_s = fill_s
         self._side = SideThread("masks")
-        self._recent: dict[str, LLMatcher] = {}
-        self._build = functools.partial(
-            _tokenizer, folder, vocab_size, sorted(self._eos_ids)
+        self._compilations = Compilations(
+            functools.partial(_tokenizer, folder, vocab_size, sorted(self._eos_ids)),
+            self._eos_ids,
+            build_now=build_now,
+            compile_s=compile_s,
+            compiler=compiler,
         )
-        self._tokenizer = self._side.submit(self._build) if build_now else None
 
     def close(self) -> None:
         self._side.stop()
+        self._compilations.close()
 
     def prepare(self, sequence: Sequence) -> None:
-        """Compile its grammar, and follow what it emitted before (resume).
+        """Begin to compile its grammar and to follow what it has emitted (resume).
 
-        Raises ServiceError. Nothing to do for a sequence without a grammar.
+        Once per sequence; never blocks. Nothing to do where there is no grammar.
         """
-        if not sequence.submit.grammar:
-            return
-        tokenizer = self._await_tokenizer()
-        emitted = sequence.ids[sequence.submit.num_prompt :]
-        work = self._side.submit(
-            lambda: self._constraint(tokenizer, sequence.submit.grammar, emitted)
-        )
-        try:
-            sequence.grammar = work.result(self._compile_s)
-        except TimeoutError:
-            self._leave_behind()
-            raise ClientError("the grammar takes too long to compile") from None
+        if sequence.submit.grammar:
+            emitted = sequence.ids[sequence.submit.num_prompt :]
+            text = sequence.submit.grammar
+            sequence.grammar = self._compilations.start(text, emitted)
+
+    def is_ready(self, sequence: Sequence) -> bool:
+        """Whether it can be computed. Raises ServiceError. Never blocks."""
+        if isinstance(sequence.grammar, Compilation):
+            constraint = self._compilations.result(sequence.grammar)
+            if constraint is None:
+                return False
+            sequence.grammar = constraint
+        return True
+
+    def release(self, sequence: Sequence) -> None:
+        """Stop compiling for it."""
+        if isinstance(sequence.grammar, Compilation):
+            self._compilations.cancel(sequence.grammar)
 
     def begin(self, sequences: Listing[Sequence]) -> Filling:
         """Start on the rows of these sequences, in their order."""
@@ -155,7 +156,7 @@ class Masks:
         except TimeoutError:
             self._leave_behind()
             constraint: Constraint = row.sequence.grammar
-            constraint.error = _dead_end("it took too long to follow")
+            constraint.error = dead_end("it took too long to follow")
             return self._no_token()
 
     def accept(self, sequence: Sequence, token: int) -> None:
@@ -166,35 +167,9 @@ class Masks:
         if token in self._eos_ids or token in sequence.stop_ids:
             constraint.ended = True
         elif not constraint.ended and not constraint.matcher.consume_token(token):
-            constraint.error = _dead_end(constraint.matcher.get_error())
+            constraint.error = dead_end(constraint.matcher.get_error())
 
     # -- on the side thread
-
-    def _constraint(
-        self, tokenizer: LLTokenizer, text: str, emitted: list[int]
-    ) -> Constraint:
-        matcher = self._compiled(tokenizer, text).deep_copy()
-        constraint = Constraint(matcher, -(-tokenizer.vocab_size // 32))
-        ends = [place for place, id in enumerate(emitted) if id in self._eos_ids]
-        constraint.ended = bool(ends)
-        if not matcher.consume_tokens(emitted[: ends[0]] if ends else emitted):
-            raise _dead_end("what was emitted before doesn't follow it")
-        return constraint
-
-    def _compiled(self, tokenizer: LLTokenizer, text: str) -> LLMatcher:
-        """Of the last few grammars: the choices of a request have the same, and agents
-        send theirs with every request."""
-        matcher = self._recent.pop(text, None)
-        if matcher is None:
-            form = grammar.compiler_form(text)
-            matcher = LLMatcher(tokenizer, form, log_level=0, limits=grammar.LIMITS)
-            if matcher.is_error():
-                problem = grammar.shortened(matcher.get_error())
-                raise ClientError(f"the grammar can't be used: {problem}")
-        self._recent[text] = matcher
-        if len(self._recent) > _MOST_RECENT:
-            del self._recent[next(iter(self._recent))]
-        return matcher
 
     def _fill(self, constraint: Constraint, stop_ids: Collection[int]) -> Words:
         if constraint.error is not None:
@@ -205,7 +180,7 @@ class Masks:
         words = np.zeros(constraint.num_words, np.int32)
         matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
         if matcher.is_error():
-            constraint.error = _dead_end(matcher.get_error())
+            constraint.error = dead_end(matcher.get_error())
             return self._no_token()
         words = words[: self._num_words]
         return _allow(words, stop_ids) if matcher.is_accepting() else words
@@ -223,18 +198,6 @@ class Masks:
     def _leave_behind(self) -> None:
         self._side.stop()
         self._side = SideThread("masks")
-
-    def _await_tokenizer(self) -> LLTokenizer:
-        refusal = "unsupported_parameter"
-        if self._tokenizer is None:
-            self._tokenizer = self._side.submit(self._build)
-        try:
-            return self._tokenizer.result(_BUILD_S)
-        except TimeoutError:
-            raise error_for("overloaded", "the model is still being prepared") from None
-        except (OSError, ValueError) as error:
-            message = "structured output is not supported for this model"
-            raise error_for(refusal, message, param="response_format") from error
 
 
 def _tokenizer(folder: Path, vocab_size: int, eos_ids: list[int]) -> LLTokenizer:
@@ -255,8 +218,3 @@ def _allow(words: Words, ids: Collection[int]) -> Words:
         if token // 32 < len(bits):
             bits[token // 32] |= np.uint32(1 << token % 32)
     return words
-
-
-def _dead_end(problem: str) -> ServiceError:
-    words = grammar.shortened(problem)
-    return error_for("grammar_dead_end", f"the grammar can't go on: {words}")

@@ -102,6 +102,10 @@ class TorchBackend:
         if masks is not None:
             masks.prepare(sequence)
 
+    def is_ready(self, sequence: Sequence) -> bool:
+        masks = self._masks.get(sequence.model.name)
+        return masks is None or masks.is_ready(sequence)
+
     def clear_pages(self, model: Resident, pages: Listing[int]) -> None:
         with torch.inference_mode():
             self._models[model.name].clear_pages(pages)
@@ -124,6 +128,9 @@ class TorchBackend:
         computing = self._models.get(sequence.model.name)
         if computing is not None and sequence.cache is not None:
             computing.release(sequence)
+        masks = self._masks.get(sequence.model.name)
+        if masks is not None:
+            masks.release(sequence)
         self._sampler.release(sequence)
         sequence.cache = None
 

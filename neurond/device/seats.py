@@ -52,7 +52,7 @@ class Seats:
         passed: set[Sequence] = set()
         roster = self._roster
         while roster.waiting and len(roster.running) < self._max_running:
-            free = [s for s in roster.waiting if s not in passed]
+            free = [s for s in roster.waiting if s.accepted and s not in passed]
             sequence = next_seat(free, roster.running)
             if sequence is None:
                 break
@@ -61,7 +61,7 @@ class Seats:
                 continue
             lack = self._kv.admit(sequence)
             if lack is None:
-                ended += self._seat(sequence)
+                self._seat(sequence)
             elif not roster.running:
                 window = self._kv.window(sequence.model)
                 ended.append((sequence, too_long(sequence.submit, window)))
@@ -95,18 +95,12 @@ class Seats:
         sequence.num_preempted += 1
         self._page.add("preempted_total")
 
-    def _seat(self, sequence: Sequence) -> Ended:
+    def _seat(self, sequence: Sequence) -> None:
         self._roster.seat(sequence)
         if sequence.num_preempted == 0:
             cached = min(sequence.num_computed, sequence.submit.num_prompt)
             sequence.num_cached = cached
             self._page.add("cached_tokens_total", cached)
-            return []
-        try:
-            self._backend.prepare(sequence)  # the preemption dropped what it had built
-        except ServiceError as error:
-            return [(sequence, error)]
-        return []
 
     def _is_held(self, sequence: Sequence, now_s: float) -> bool:
         """Another computes a good part of its prompt right now: wait, and share it."""

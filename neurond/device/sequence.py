@@ -6,7 +6,8 @@ pending it was a decode step, otherwise a chunk of prefill. A resumed sequence b
 with emitted ids and is computed like any prompt.
 
 `open_ids` are the size of a chunk that is paused in the middle, 0 = none. `num_proven`
-computed tokens have a finite result behind them. `pages`, `states` (not
+computed tokens have a finite result behind them. `accepted`: its worker was told that
+it will be served. `pages`, `states` (not
 yet published, by position), `node` and `num_published` are the KV cache's.
 
 Invariant: 0 <= num_proven <= num_computed <= len(ids) <= window <= context; a stop id
@@ -26,6 +27,7 @@ class Sequence:
     """Owned by the engine; `cache` and `grammar` belong to the backend alone."""
 
     __slots__ = (
+        "accepted",
         "arrived_s",
         "cache",
         "cuts",
@@ -68,6 +70,7 @@ class Sequence:
         self.num_cached = 0
         self.num_scored = 0
         self.num_preempted = 0
+        self.accepted = False
         self.held_until_s = math.inf
         self.cache: Any = None
         self.grammar: Any = None

@@ -50,6 +50,8 @@ _MEMORY_EVERY_S = 1.0
 _LOAD_SHARE_S = 0.02
 _BACKLOG_POLL_MS = 5
 """A worker with a full ring doesn't ring when it has made room."""
+_STALLED_POLL_MS = 2
+"""Nobody rings when what a request waits for has been built."""
 
 
 def main(  # noqa: PLR0913  what the fork hands over
@@ -172,8 +174,10 @@ class Worker:
             self._deliver(self._engine.step())
         self._reports.flush()
         flushed = self._mailboxes.flush()
-        if not (self._engine.busy or self._loads.busy or self._stopping):
-            self._wait(_IDLE_POLL_MS if flushed else _BACKLOG_POLL_MS)
+        if self._loads.busy or self._stopping or not self._engine.is_stalled:
+            return
+        patience_ms = _STALLED_POLL_MS if self._engine.busy else _IDLE_POLL_MS
+        self._wait(patience_ms if flushed else min(patience_ms, _BACKLOG_POLL_MS))
 
     def _wait(self, timeout_ms: int) -> None:
         """Sleep until someone rings; the page shows a beat at every turn."""
@@ -238,7 +242,7 @@ class Worker:
                 self._engine.cancel(worker, message.id)
             else:
                 answer = self._engine.submit(worker, message)
-                self._mailboxes.put(worker, answer)
+                self._deliver([(worker, answer)] if answer else [])
 
     def _deliver(self, messages: list[Addressed]) -> None:
         for worker, message in messages:

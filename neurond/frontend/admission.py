@@ -22,6 +22,8 @@ _LONGEST_RETRY_S = 30.0
 _DECISION_S = {"cpu": 10.0}
 _DECISION_OTHERWISE_S = 1.0
 """A device decides between two steps; on a CPU a chunk of prefill takes seconds."""
+_COMPILE_S = 4.0
+"""For a grammar, which has 2 s, behind another one."""
 _DOES = {
     "chat": "writes text and gives no embeddings",
     "embedding": "gives embeddings (POST /v1/embeddings) and writes no text",
@@ -49,9 +51,10 @@ def refusal(
     return _model_refusal(model, fact)
 
 
-def decision_s(device_kind: str) -> float:
+def decision_s(device_kind: str, *, compiles: bool = False) -> float:
     """How long a device may take to accept a request."""
-    return _DECISION_S.get(device_kind, _DECISION_OTHERWISE_S)
+    compile_s = _COMPILE_S if compiles else 0.0
+    return _DECISION_S.get(device_kind, _DECISION_OTHERWISE_S) + compile_s
 
 
 def token_s(fact: Fact) -> float:

@@ -48,9 +48,9 @@ class Answering:
         exchange.on_close(generation.close)
         exchange.on_close(lambda: meter.end(generation, time.monotonic()))
         kind = self._node.device_kind(line.device)
-        await generation.start_all(
-            orders, line.device, line, timeout_s=admission.decision_s(kind)
-        )
+        compiles = any(order.submit.grammar for order in orders)
+        timeout_s = admission.decision_s(kind, compiles=compiles)
+        await generation.start_all(orders, line.device, line, timeout_s=timeout_s)
         return Running(generation, meter)
 
     def stream(

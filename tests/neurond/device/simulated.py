@@ -43,7 +43,11 @@ def folder() -> Path:
 
 class PagedFake(FakeBackend):
     def __init__(self, simulation: Simulation) -> None:
-        super().__init__(simulation.memory_bytes, sleep=simulation.sleep)
+        super().__init__(
+            simulation.memory_bytes,
+            sleep=simulation.sleep,
+            clock=lambda: simulation.now_s,
+        )
         self.slots: dict[tuple[str, int], dict[int, int]] = {}
         self.copies: list[tuple[int, int, int]] = []
         self.steps: list[list[tuple[int, int]]] = []
@@ -131,15 +135,17 @@ class Simulation:
         except StopIteration as done:
             self.engine.add_model(done.value)
 
-    def ask(self, request: int, ids: Listing[int], **more: Any) -> RingUp:
-        """Accepted or Failed; eight tokens are wanted unless told otherwise."""
+    def ask(self, request: int, ids: Listing[int], **more: Any) -> RingUp | None:
+        """Accepted, Failed or None: not yet; eight tokens are wanted unless told
+        otherwise."""
         fields = {"max_tokens": 8, **more}
         answer = self.engine.submit(1, make_submit(request, tuple(ids), **fields))
-        self.messages.append(answer)
+        self.messages += [answer] if answer else []
         return answer
 
     def step(self, count: int = 1) -> None:
         for _ in range(count):
+            self.now_s += 0.002 if self.engine.is_stalled else 0
             self.messages += [message for _, message in self.engine.step()]
 
     def drain(self, *, most: int = 10_000) -> None:

@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from llguidance import LLMatcher, LLTokenizer
 from tokenizers import Tokenizer
 
 from ipc.errors import ServiceError
 from ipc.messages import Sampling
 from neurond import grammar
 from neurond.device.backend import Resident, Row
+from neurond.device.compilations import compiled
 from neurond.device.masks import Masks
 from neurond.device.sampler import Sampler
 from neurond.device.sequence import Sequence
 from tests.neurond.device import tiny, tinytokenizer
-from tests.neurond.device.rig import make_submit
+from tests.neurond.device.rig import make_submit, wait_for
 
 VOCAB_SIZE = tiny.VOCAB_SIZE
 SCHEMA = {
@@ -145,7 +147,7 @@ def test_a_schema_always_gives_a_valid_document(
     masks: Masks, tokenizer: Tokenizer, seed: int
 ) -> None:
     sequence = bound(seed=seed, temperature=1.5)
-    masks.prepare(sequence)
+    prepare(masks, sequence)
     assert finish(masks, sequence) == "stop"
     assert is_valid(json.loads(text_of(tokenizer, sequence)))
 
@@ -157,7 +159,7 @@ def test_a_random_model_writes_a_valid_document(
 
     model = AutoModelForCausalLM.from_pretrained(tiny.build("llama", tmp_path)).eval()
     sequence = bound(temperature=0.7)
-    masks.prepare(sequence)
+    prepare(masks, sequence)
     sampler, end = Sampler(torch.device("cpu")), None
     while end is None:
         filling = masks.begin([sequence])
@@ -185,7 +187,7 @@ def test_regular_expressions_and_lark_grammars_hold(
 ) -> None:
     for seed in range(5):
         sequence = bound(grammar.write(kind, value), seed=seed)
-        masks.prepare(sequence)
+        prepare(masks, sequence)
         assert finish(masks, sequence) == "stop"
         assert re.fullmatch(pattern, text_of(tokenizer, sequence))
 
@@ -195,9 +197,14 @@ def test_any_json_object_means_an_object(masks: Masks, tokenizer: Tokenizer) -> 
     assert tokenizer.decode(sorted(first)) == "{"
 
 
+def prepare(masks: Masks, sequence: Sequence) -> None:
+    masks.prepare(sequence)
+    wait_for(lambda: masks.is_ready(sequence), "its grammar")
+
+
 def prepared(masks: Masks, text: str, **more: Any) -> Sequence:
     sequence = bound(text, **more)
-    masks.prepare(sequence)
+    prepare(masks, sequence)
     return sequence
 
 
@@ -287,7 +294,7 @@ def test_more_rows_than_tokens_and_fewer(folder: Path, tokenizer: Tokenizer) -> 
     for vocab_size in (600, 300):  # the tokenizer has 512
         padded = Masks(folder, vocab_size, {tiny.EOS, 7})
         sequence = bound(text)
-        padded.prepare(sequence)
+        prepare(padded, sequence)
         bitmask = padded.begin([sequence]).take()
         assert bitmask is not None
         assert bitmask.shape == (1, -(-vocab_size // 32))
@@ -305,7 +312,7 @@ def test_the_tokenizer_can_wait_for_the_first_grammar(
     folder: Path, tokenizer: Tokenizer
 ) -> None:
     late = Masks(folder, VOCAB_SIZE, {tiny.EOS}, build_now=False)
-    late.prepare(bound(""))
+    prepare(late, bound(""))
     assert len(allowed(late, prepared(late, NESTED))) == 1
     late.close()
 
@@ -313,9 +320,9 @@ def test_the_tokenizer_can_wait_for_the_first_grammar(
 def test_a_model_without_a_tokenizer_has_no_structured_output(tmp_path: Path) -> None:
     bare = Masks(tmp_path, VOCAB_SIZE, {tiny.EOS})
     with pytest.raises(ServiceError) as caught:
-        bare.prepare(bound())
+        prepare(bare, bound())
     assert caught.value.code == "unsupported_parameter"
-    bare.prepare(bound(""))  # anything else goes on
+    prepare(bare, bound(""))  # anything else goes on
     bare.close()
 
 
@@ -339,6 +346,77 @@ class Stuck:
 
     def is_accepting(self) -> bool:
         return False
+
+
+class SlowCompiler:
+    """Compiles "slow" grammars when it is let go, others at once."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.go = threading.Event()
+        self.texts: list[str] = []
+
+    def __call__(self, tokenizer: LLTokenizer, text: str) -> LLMatcher:
+        self.texts.append(text)
+        if "slow" in text:
+            self.begun.set()
+            self.go.wait(30)
+        return compiled(tokenizer, text)
+
+
+SLOW = grammar.write(grammar.REGEX, "slow")
+
+
+def test_no_mask_waits_for_a_compilation(folder: Path, tokenizer: Tokenizer) -> None:
+    compiler = SlowCompiler()
+    masks = Masks(folder, VOCAB_SIZE, {tiny.EOS}, compiler=compiler, compile_s=60)
+    running, waiting = prepared(masks, NESTED), bound(SLOW)
+    masks.prepare(waiting)
+    assert compiler.begun.wait(30)
+    for _ in range(5):
+        assert step(masks, Sampler(torch.device("cpu")), [running]) == [None]
+        assert not masks.is_ready(waiting)
+    compiler.go.set()
+    wait_for(lambda: masks.is_ready(waiting))
+    assert finish(masks, waiting) == "stop"
+    assert text_of(tokenizer, waiting).startswith("slow")
+    masks.close()
+
+
+def test_a_compilation_over_time_is_left_behind_and_those_behind_it_begin_again(
+    folder: Path, tokenizer: Tokenizer
+) -> None:
+    compiler = SlowCompiler()
+    masks = Masks(folder, VOCAB_SIZE, {tiny.EOS}, compiler=compiler, compile_s=0.2)
+    late, behind = bound(SLOW), bound(NESTED)
+    masks.prepare(late)
+    masks.prepare(behind)
+    wait_for(lambda: masks.is_ready(behind))
+    with pytest.raises(ServiceError, match="too long to compile") as caught:
+        masks.is_ready(late)
+    assert caught.value.status == 400
+    assert allowed(masks, behind)
+    compiler.go.set()
+    masks.close()
+
+
+def test_who_leaves_takes_its_compilation_along(
+    folder: Path, tokenizer: Tokenizer
+) -> None:
+    """One that has begun can't be stopped; its time is bounded all the same."""
+    compiler = SlowCompiler()
+    masks = Masks(folder, VOCAB_SIZE, {tiny.EOS}, compiler=compiler, compile_s=0.2)
+    begun, queued = bound(SLOW), bound(grammar.write(grammar.REGEX, "slower"))
+    last = bound(NESTED)
+    for sequence in (begun, queued, last):
+        masks.prepare(sequence)
+    assert compiler.begun.wait(30)
+    masks.release(begun)
+    masks.release(queued)
+    wait_for(lambda: masks.is_ready(last))
+    assert compiler.texts == [SLOW, NESTED]
+    compiler.go.set()
+    masks.close()
 
 
 def test_a_mask_that_never_comes_costs_its_row_alone(

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from ipc.messages import Failed, Finished, LoadFailed, PromptScores, Sampling
+from ipc.messages import (
+    Failed,
+    Finished,
+    LoadFailed,
+    PromptScores,
+    RingUp,
+    Sampling,
+)
 from neurond import grammar
 from neurond.device import scores
 from tests.neurond.device import tiny, tinytokenizer
@@ -89,7 +96,9 @@ def test_a_grammar_hears_of_a_token_once_though_its_step_is_repeated(
     host.backend._sampler.draw = hungry_draw  # type: ignore[method-assign]
     text = grammar.write(grammar.REGEX, "[a-z]{5}[0-9]{5}[A-Z]{5}")
     host.engine.submit(WORKER, make_submit(1, (1, 2, 3), grammar=text))
-    messages = [message for _ in range(3) for _, message in host.engine.step()]
+    messages: list[RingUp] = []
+    while len(emitted(messages, 1)) < 2:
+        messages += [message for _, message in host.engine.step()]
     host.engine.submit(WORKER, make_submit(2, VICTIM, max_tokens=3))
     messages += host.drain()
     assert not misses
