@@ -9,6 +9,8 @@ Runs in a front-end worker process, forked by the arbiter of ipc.frontend. Added
     more connections than max_connections   503
     client that reads nothing of what is    cut off after write_stall_s
     buffered for it, also after our close
+    client that ends its side in mid-body   the app reads a disconnect and may answer
+    client that ends it after the body      has left: closed
     SIGTERM                                 idle connections close at once, requests
                                             in flight have graceful_timeout_s
 
@@ -61,6 +63,18 @@ class HttpProtocol(ASGIProtocol):  # type: ignore[misc]
         self._stop_header_timer()
         self._stop_stall_timer()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:
+        """Whether to stay open: for the answer to a body that was cut off.
+
+        A client that has asked all and ends its side waits for nothing more (S09).
+        """
+        body = self._body_receiver
+        if self._current_request is None or body is None or body._complete:
+            return False
+        body._body_wait_expired = True  # as after too long a silence
+        body._wake_waiter()
+        return True
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -22,6 +22,7 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 
 _JSON_TYPE = re.compile(r"application/(?:[\w.-]+\+)?json", re.IGNORECASE)
 _POSITION = re.compile(r"\(byte (\d+)\)")
+_NOTHING_YET = {"type": "http.request", "body": b"", "more_body": True}
 _COUNTED_FROM_BYTES = 256 << 10
 _MAX_STRUCTURE = 500_000
 """Marks of structure in a large body; as many take a tenth of a second to parse."""
@@ -31,17 +32,27 @@ _LEAST_PACE = 1024
 
 
 class BodyReader:
-    """The `receive` of one exchange, remembering whether the body came whole."""
+    """The `receive` of one exchange, remembering whether the body came whole.
 
-    def __init__(self, receive: Receive) -> None:
+    `has_body`: one was announced.
+    """
+
+    def __init__(self, receive: Receive, *, has_body: bool = False) -> None:
         self._receive = receive
+        self._has_body = has_body
         self._first: Mapping[str, Any] | None = None
 
     async def receive(self) -> Mapping[str, Any]:
-        """For the framework, which looks at the first event before it routes."""
+        """For the framework, which looks at the first event before it routes.
+
+        It would answer nothing where that is the end of the connection. But a client
+        that sent nothing of its body may still listen: who reads the body refuses it.
+        """
         event = await self._receive()
         if self._first is None:
             self._first = event
+            if self._has_body and event["type"] == "http.disconnect":
+                return _NOTHING_YET
         return event
 
     async def read(self, headers: Mapping[str, str], *, limit_bytes: int) -> bytes:

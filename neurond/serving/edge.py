@@ -46,7 +46,7 @@ class Exchange:
     """One request and its answer."""
 
     def __init__(self, scope: Scope, receive: Any) -> None:
-        self.body = BodyReader(receive)
+        self.body = BodyReader(receive, has_body=_has_body(scope))
         self.request_id = _request_id(scope)
         self._closers: list[Callable[[], None]] = []
 
@@ -182,6 +182,12 @@ def _from_falcon(error: falcon.HTTPError) -> ServiceError:
     code = _CODES_BY_STATUS.get(status, "invalid_request_error")
     words = {404: "there is no such path", 405: "the path has no such method"}
     return error_for(code, words.get(status) or error.title or "bad request")
+
+
+def _has_body(scope: Scope) -> bool:
+    headers = dict(scope.get("headers", ()))
+    length = headers.get(b"content-length", b"0")
+    return b"transfer-encoding" in headers or length.strip(b"0") != b""
 
 
 def _request_id(scope: Scope) -> str:

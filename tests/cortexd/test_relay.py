@@ -423,21 +423,42 @@ def test_a_bad_request_is_refused_here_with_its_id(
     assert not nodes["b"].asked
 
 
-def test_a_truncated_body_is_never_acted_on(
+@pytest.mark.parametrize("sends_some", [True, False])
+def test_a_truncated_body_is_refused_and_never_acted_on(
+    gateway: Gateway, nodes: dict[str, NodeStub], sends_some: bool
+) -> None:
+    """The client has ended its side and still listens."""
+    with socket.create_connection(gateway.address, 5) as client:
+        client.sendall(begun(chat_body("m", stream=False) * sends_some))
+        client.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+
+    assert answer.startswith(b"HTTP/1.1 400 "), answer
+    assert b'"code":"invalid_json"' in answer
+    assert not nodes["a"].asked
+    assert not nodes["b"].asked
+
+
+def test_a_client_that_leaves_in_mid_body_is_counted_and_leaves_nothing(
     gateway: Gateway, nodes: dict[str, NodeStub]
 ) -> None:
-    body = chat_body("m", stream=False)
+    before = figures(gateway)
+    for body in (chat_body("m", stream=False), b""):
+        with socket.create_connection(gateway.address, 5) as client:
+            client.sendall(begun(body))
+    until(lambda: figures(gateway)["ended"] >= before["ended"] + 2)
+    until(lambda: figures(gateway)["in_flight"] == 0)
+    assert not nodes["a"].asked
+    assert not nodes["b"].asked
+
+
+def begun(body: bytes) -> bytes:
+    """A chat whose body is ten bytes short."""
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body) + 10}\r\n\r\n"
     )
-    with socket.create_connection(gateway.address, 5) as client:
-        client.sendall(head.encode() + body)
-        client.shutdown(socket.SHUT_WR)
-        client.recv(65536)
-
-    assert not nodes["a"].asked
-    assert not nodes["b"].asked
+    return head.encode() + body
 
 
 @pytest.mark.parametrize(

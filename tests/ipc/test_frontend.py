@@ -322,6 +322,17 @@ def test_a_client_with_a_slow_header_is_closed_in_time_while_others_are_served(
     assert served_meanwhile > 3
 
 
+def test_a_client_that_ends_its_side_has_left_once_it_has_asked_all(
+    served: Frontend,
+) -> None:
+    with served.connect() as client:
+        client.sendall(b"GET /stall HTTP/1.1\r\nHost: x\r\n\r\n")
+        until(lambda: served.notes()[-1:] == ["stall begun"])
+        client.shutdown(socket.SHUT_WR)
+        until(lambda: served.notes()[-1:] == ["stall cancelled"])
+        assert client.recv(100) == b""
+
+
 def test_half_a_request_line_and_then_silence_is_closed(served: Frontend) -> None:
     begun_s = time.monotonic()
     assert status_of(served.ask(b"GET /wor")) == 408

@@ -109,18 +109,24 @@ def test_300_headers_are_refused(node: Node) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_truncated_body_is_never_acted_on(node: Node, chunked: bool) -> None:
+@pytest.mark.parametrize("sends_some", [True, False])
+def test_a_truncated_body_is_refused_and_never_acted_on(
+    node: Node, chunked: bool, sends_some: bool
+) -> None:
+    """The client has ended its side and still listens."""
     node.wait(lambda: idle(node), "idle")
     before = emitted(node)
     body = json.dumps(node.http.chat_body("never")).encode()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
     head += b"Content-Type: application/json\r\n"
     if chunked:
-        head += b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(body), body)
+        head += b"Transfer-Encoding: chunked\r\n\r\n"
+        body = b"%x\r\n%b\r\n" % (len(body), body)
     else:
-        head += b"Content-Length: %d\r\n\r\n%b" % (len(body) + 5, body)
-    answer = node.http.raw(head, half_close=True)
-    assert b" 200 " not in answer.split(b"\r\n", 1)[0]
+        head += b"Content-Length: %d\r\n\r\n" % (len(body) + 5)
+    answer = node.http.raw(head + body * sends_some, half_close=True)
+    assert answer.startswith(b"HTTP/1.1 400 "), answer
+    assert b'"code":"invalid_json"' in answer
     assert node.http.chat("x", max_tokens=1).status == 200
     node.wait(lambda: emitted(node) == before + 1, "one token more")
 
