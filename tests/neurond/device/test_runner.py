@@ -228,38 +228,49 @@ def test_running_out_of_host_memory_fails_that_request_only(host: Host) -> None:
     assert host.run(PROMPTS[1], max_tokens=3)[0]
 
 
-@pytest.mark.model
-def test_the_embedded_model_knows_the_capital_of_france() -> None:
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """The embedded model's."""
     from transformers import PreTrainedTokenizerFast
 
-    folder = embedded.folder()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(embedded.folder())
 
-    def encode(text: str) -> tuple[int, ...]:
-        messages = [{"role": "user", "content": text}]
-        rendered = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True
-        )
-        return tuple(rendered["input_ids"])
 
+def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
+    messages = [{"role": "user", "content": text}]
+    rendered = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=True
+    )
+    return tuple(rendered["input_ids"])
+
+
+@pytest.mark.model
+def test_the_embedded_model_knows_the_capital_of_france(tokenizer: Any) -> None:
     host = Host()
-    host.load(folder)
-    [ids] = host.run(encode("What is the capital of France?"))
+    host.load(embedded.folder())
+    [ids] = host.run(encode(tokenizer, "What is the capital of France?"))
     assert tokenizer.decode(ids) == "The capital of France is Paris."
     grammar = '{"regex": "Rome, 1[0-9]{3}"}'
-    question = encode("When did Napoleon see the Colosseum?")
-    free = encode("Name three colours.")
+    question = encode(tokenizer, "When did Napoleon see the Colosseum?")
+    free = encode(tokenizer, "Name three colours.")
     host.engine.submit(WORKER, make_submit(0, question, grammar=grammar))
-    host.engine.submit(WORKER, make_submit(1, free, max_tokens=20))
+    host.engine.submit(WORKER, make_submit(1, free, max_tokens=10))
     messages = host.drain()
     written = tokenizer.decode(emitted(messages, 0))
     assert re.fullmatch("Rome, 1[0-9]{3}", written)
-    assert len(emitted(messages, 1)) == 20
-    # in bfloat16 near ties would fall either way
-    host.load(folder, model="exact", dtype="float32")
-    prompt = encode("🙂🚀 日本の首都 " + "the cat sat on the mat. " * 4)
+    assert len(emitted(messages, 1)) == 10
+
+
+@pytest.mark.model
+def test_the_embedded_models_layers_write_what_transformers_writes(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = embedded.shallow(tmp_path / "model")
+    host = Host()
+    host.load(folder, dtype="float32")  # in bfloat16 near ties would fall either way
+    prompt = encode(tokenizer, "🙂🚀 日本の首都 " + "the cat sat on the mat. " * 4)
     wanted = tiny.reference(folder, prompt, 8, eos=2, dtype=torch.float32)
-    assert host.run(prompt, model="exact", max_tokens=8) == [wanted]
+    assert host.run(prompt, max_tokens=8) == [wanted]
 
 
 def test_s82_a_recurrent_prefix_is_reused_only_where_its_state_was_saved(
