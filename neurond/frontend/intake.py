@@ -122,7 +122,6 @@ def new_submit(  # noqa: PLR0913  what a sequence is made of
     grammar: str = "",
 ) -> Submit:
     """The sequence to run; a seed is minted where the client gave none."""
-    seed = secrets.randbits(63) if request.seed is None else request.seed
     return Submit(
         id=0,  # the table numbers it
         attempt=0,
@@ -130,7 +129,7 @@ def new_submit(  # noqa: PLR0913  what a sequence is made of
         ids=ids,
         num_prompt=len(ids),
         choice=0,
-        seed=seed & (1 << 63) - 1,
+        seed=secrets.randbits(64) if request.seed is None else request.seed,
         sampling=resolved.sampling,
         max_tokens=resolved.max_tokens,
         stop_ids=resolved.stop_ids,

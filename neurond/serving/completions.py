@@ -159,7 +159,7 @@ def _ids(
     # as in a chat: a text that can't fit is not encoded, which takes much memory
     num_least = -(-len(prompt) // tokenizer.max_piece_chars)
     if num_least > window:
-        raise context_error(num_least, window, param=name)
+        raise context_error(num_least, window, param=name, is_least=True)
     ids = tokenizer.encode_text(prompt, add_special_tokens=add_special_tokens)
     if not ids and tokenizer.bos_id is not None:
         return (tokenizer.bos_id,)

@@ -175,9 +175,8 @@ def _encoded(
     texts = [item for item in part if type(item) is str]
     for index, item in enumerate(part, start):
         if type(item) is str and len(item) > window * _MAX_CHARS_PER_TOKEN:
-            raise _too_long(
-                request, index, -(-len(item) // _MAX_CHARS_PER_TOKEN), window
-            )
+            about = -(-len(item) // _MAX_CHARS_PER_TOKEN)
+            raise _too_long(request, index, about, window, words="about ")
         if type(item) is tuple:
             _check_known(item, tokenizer.vocab_size, request.path(index))
     if texts:
@@ -193,13 +192,18 @@ def _check_known(ids: Ids, vocab_size: int, path: str) -> None:
 
 
 def _too_long(
-    request: EmbeddingRequest, index: int, num_tokens: int, window: int
+    request: EmbeddingRequest,
+    index: int,
+    num_tokens: int,
+    window: int,
+    *,
+    words: str = "",
 ) -> ServiceError:
-    """For one far over the window, `num_tokens` is an estimate."""
+    """`words` stand before a number that was not counted."""
     path = request.path(index)
     return error_for(
         "context_length_exceeded",
-        f"this model takes {window} tokens, but {path} has {num_tokens}",
+        f"this model takes {window} tokens, but {path} has {words}{num_tokens}",
         param=path,
         fields={"prompt_len": num_tokens, "max": window},
     )

@@ -79,7 +79,7 @@ class ServedModel:
         num_chars = sum(len(segment.text) for segment in segments)
         num_least = -(-num_chars // self.tokenizer.max_piece_chars)
         if num_least > window:
-            raise context_error(num_least, window)
+            raise context_error(num_least, window, is_least=True)
         return tuple(self.tokenizer.encode(segments))
 
 

@@ -37,6 +37,7 @@ _NUMBERS = {
 }
 _DEFAULTED = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty")
 _GREATEST_INT32 = (1 << 31) - 1
+_NUM_SEEDS = 1 << 64
 _LEAST_MASS = 1e-6
 """A nucleus of nothing is no distribution; the client means "the best token only"."""
 _LEAST_WINDOW = 2
@@ -46,7 +47,8 @@ _LEAST_WINDOW = 2
 @dataclass(frozen=True, slots=True)
 class SamplingRequest:
     """Fields of a body, each in range. `given` holds those of `Sampling` that the body
-    has; `max_tokens` None = as many as there is room for. Computed prompts are shared
+    has; `max_tokens` None = as many as there is room for; `seed` is of 64 bits, without
+    a sign. Computed prompts are shared
     between requests with the same `cache_salt` only."""
 
     n: int
@@ -94,7 +96,7 @@ def parse_sampling(
         stop=_stops(body.get("stop")),
         stop_token_ids=_stop_token_ids(body.get("stop_token_ids")),
         max_tokens=max_tokens,
-        seed=fields.integer(body, "seed", -(1 << 63), (1 << 63) - 1),
+        seed=_seed(body.get("seed")),
         given=given,
         cache_salt=fields.text(body, "cache_salt", max_chars=MAX_SALT_CHARS) or "",
     )
@@ -127,17 +129,19 @@ def resolve(
 
 
 def context_error(
-    num_prompt: int, window: int, *, param: str = "messages"
+    num_prompt: int, window: int, *, param: str = "messages", is_least: bool = False
 ) -> ClientError:
     """Agent clients compact their history on this one (S74), unless there is no room
-    for any prompt: that no shorter one would cure (S26)."""
+    for any prompt: that no shorter one would cure (S26). `is_least`: the prompt may
+    have more tokens; one that can't fit isn't counted to its end."""
     if window < _LEAST_WINDOW:
         words = "the device has no memory left for any prompt of this model"
         return ClientError(words, code="prompt_too_long_for_vram")
     verb = "have" if param.endswith("s") else "has"
+    number = f"at least {num_prompt}" if is_least else f"{num_prompt}"
     return ClientError(
         f"this model's maximum context length is {window} tokens, but the {param}"
-        f" {verb} {num_prompt} tokens and an answer needs room; shorten the {param}",
+        f" {verb} {number} tokens and an answer needs room; shorten the {param}",
         code="context_length_exceeded",
         param=param,
         fields={"prompt_len": num_prompt, "max": window},
@@ -178,14 +182,22 @@ def _given(body: fields.Body) -> dict[str, Any]:
 
 
 def _bounded(sampling: dict[str, Any]) -> dict[str, Any]:
-    """Values that mean the same to the device, inside its integer widths."""
+    """Values that mean the same to the device, inside its integer widths; `resolve`
+    refuses `min_tokens` that are too many."""
     if "top_k" in sampling:
         sampling["top_k"] = min(max(sampling["top_k"], 0), _GREATEST_INT32)
-    if "min_tokens" in sampling:
-        sampling["min_tokens"] = min(sampling["min_tokens"], _GREATEST_INT32)
     for name in sampling.keys() & {"top_p", "typical_p"}:
         sampling[name] = max(sampling[name], _LEAST_MASS)
     return sampling
+
+
+def _seed(value: object) -> int | None:
+    """Any integer is one, as everywhere: seeds that differ by 2^64 are the same."""
+    if value is None:
+        return None
+    if type(value) is not int:
+        raise fields.invalid("seed", "an integer", value)
+    return value % _NUM_SEEDS
 
 
 def _logit_bias(body: fields.Body) -> tuple[tuple[int, float], ...] | None:

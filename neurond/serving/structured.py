@@ -149,7 +149,8 @@ def _structured_outputs(value: object, param: str) -> Grammar | None:
         if inner[name] not in (False, ""):
             raise fields.invalid(param, f"made of {', '.join(_KINDS)}", name)
     if len(known) != 1:
-        raise fields.invalid(param, f"one of {', '.join(_KINDS)}", known)
+        wanted = f"an object with exactly one of {', '.join(_KINDS)}"
+        raise fields.invalid(param, wanted, value)
     return _KINDS[known[0]](inner[known[0]], f"{param}.{known[0]}")
 
 

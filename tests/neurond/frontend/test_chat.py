@@ -118,7 +118,7 @@ def test_s70_the_models_defaults_reach_the_device(tmp_path: Path) -> None:
         first, second = [m for m in stage.device.got if isinstance(m, Submit)]
         assert (first.sampling.temperature, first.sampling.top_p) == (0.3, 0.5)
         assert first.stop_ids == (3, 257)
-        assert first.seed != second.seed == (1 << 63) - 1
+        assert first.seed != second.seed == (1 << 64) - 1
 
     on_stage(tmp_path, play)
 

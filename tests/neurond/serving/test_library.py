@@ -136,7 +136,9 @@ def test_a_text_that_no_tokens_could_fit_into_the_window_is_not_encoded(
     with pytest.raises(ServiceError) as caught:
         model.prompt_ids(messages, window=100, limit_s=1)
     assert caught.value.code == "context_length_exceeded"
-    assert 100 < caught.value.fields["prompt_len"] < 100 * longest
+    least = caught.value.fields["prompt_len"]
+    assert 100 < least < 100 * longest
+    assert f"have at least {least} tokens" in caught.value.message
     assert len(model.prompt_ids(messages, window=110, limit_s=1)) > 100 * longest
 
 

@@ -39,7 +39,7 @@ ACCEPTED = {
     "repetition_penalty": {"null"},
     "top_k": {"-1", "0", "2^31", "2^63", "null"},
     "n": {"null"},
-    "seed": {"-1", "0", "2^31", "null"},
+    "seed": {"-1", "0", "2^31", "2^63", "null"},
     "max_tokens": {"2^31", "2^63", "null"},
     "max_completion_tokens": {"2^31", "2^63", "null"},
     "min_tokens": {"0", "2^31", "2^63", "null"},
@@ -246,10 +246,32 @@ def test_top_k_fits_the_devices_integers() -> None:
     assert parsed(top_k=-1).sampling.given["top_k"] == 0
 
 
-def test_min_tokens_above_the_maximum_are_refused_once_the_room_is_known() -> None:
+@pytest.mark.parametrize("wanted", [50, 1 << 40])
+def test_min_tokens_above_the_maximum_are_refused_once_the_room_is_known(
+    wanted: int,
+) -> None:
     with pytest.raises(ClientError) as caught:
-        resolve(parsed(min_tokens=50).sampling, LIMITS, num_prompt=60)
+        resolve(parsed(min_tokens=wanted).sampling, LIMITS, num_prompt=60)
     assert caught.value.param == "min_tokens"
+    assert caught.value.message.endswith(f"at most max_tokens (40), got {wanted}")
+
+
+@given(st.integers())
+def test_every_integer_is_a_seed_and_none_of_64_bits_is_another_one(
+    seed: int,
+) -> None:
+    """The ring and the device have 64 bits without a sign."""
+    taken = parsed(seed=seed).sampling.seed
+    assert taken is not None
+    assert 0 <= taken < 1 << 64
+    assert (taken - seed) % (1 << 64) == 0
+
+
+def test_seeds_of_both_ends_reach_the_device_as_they_are() -> None:
+    ends = (-(1 << 63), (1 << 63) - 1, (1 << 64) - 1, 1 << 64)
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "seed": %d}'
+    taken = [parse_chat(msgspec.json.decode(body % e)).sampling.seed for e in ends]
+    assert taken == [1 << 63, (1 << 63) - 1, (1 << 64) - 1, 0]
 
 
 def test_logit_bias_is_checked_against_the_vocabulary() -> None:
@@ -367,4 +389,4 @@ def test_whole_request_from_json_text() -> None:
         "messages": [{"role": "user", "content": "x"}], "seed": -7, "n": 2}"""
     request = parse_chat(msgspec.json.decode(text))
     assert (request.stream, request.include_usage) == (True, True)
-    assert (request.sampling.seed, request.sampling.n) == (-7, 2)
+    assert (request.sampling.seed, request.sampling.n) == (2**64 - 7, 2)

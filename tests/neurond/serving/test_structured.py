@@ -139,6 +139,12 @@ def test_two_shapes_at_once_are_refused() -> None:
     assert grammar(response_format=text, guided_regex="a") == {"regex": "a"}
 
 
+def test_an_object_without_a_shape_is_told_which_there_are() -> None:
+    kinds = "json, regex, choice, grammar, json_object"
+    wanted = f"structured_outputs must be an object with exactly one of {kinds}"
+    assert refusal(structured_outputs={}).message == f"{wanted}, got {{}}"
+
+
 def test_a_grammar_has_a_size() -> None:
     enum = {"enum": ["x" * 1000 + str(i) for i in range(300)]}
     assert refusal(guided_json=enum).param == "guided_json"
