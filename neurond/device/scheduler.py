@@ -40,9 +40,8 @@ def plan(
     filling = [s for s in sequences if not s.decodes]
     decoding = [s for s in sequences if s.decodes]
     rows = [Work(s, 1) for s in decoding[: max_rows - bool(filling)]]
-    filling = sorted(filling, key=lambda s: s.arrived_s)[: max_rows - len(rows)]
-    in_turn = [s for s in sequences if s in filling]
-    if large := _for_stints(in_turn, pause_s):
+    filling = in_turn(filling, decoding)[: max_rows - len(rows)]
+    if large := _for_stints([s for s in sequences if s in filling], pause_s):
         return rows + _in_stints(large, filling, pause_s)
     given = share([s.num_pending for s in filling], num_tokens)
     parts = [s.part(n) for s, n in zip(filling, given, strict=True)]
@@ -51,12 +50,14 @@ def plan(
 
 
 def _for_stints(filling: Listing[Sequence], pause_s: float) -> Sequence | None:
-    """Whose chunk goes in stints: one that is under way, or that of the large prompt
-    whose last one is longest ago. `filling` are in that order."""
+    """Whose chunk goes in stints: one that is under way, or a large prompt's of the
+    principal whose last one is longest ago. `filling` are in that order."""
     opened = next((s for s in filling if s.open_ids), None)
     if opened is not None or not pause_s:
         return opened
-    return next((s for s in filling if s.num_pending > _SMALL_TOKENS), None)
+    large = [s for s in filling if s.num_pending > _SMALL_TOKENS]
+    last = {s.submit.principal: place for place, s in enumerate(large)}
+    return min(large, key=lambda s: last[s.submit.principal], default=None)
 
 
 def _in_stints(
@@ -86,10 +87,29 @@ def _whole_texts(
     return works
 
 
-def share(pending: Listing[int], num_tokens: int) -> list[int]:
-    """Divide a step's prompt tokens; `pending[0]` came first.
+def in_turn(
+    filling: Iterable[Sequence], decoding: Iterable[Sequence]
+) -> list[Sequence]:
+    """Prompts in the order in which they get a step's tokens (S31).
 
-    It gets half at least, so that it ends; the rest goes to whoever ends soonest.
+    Who came first, so that it ends; then those whose principal has the fewest streams
+    and prompts before them, and of these who ends soonest.
+    """
+    by_age = sorted(filling, key=lambda s: s.arrived_s)
+    first = by_age[:1]
+    before = Counter(s.submit.principal for s in (*first, *decoding))
+    ranks: dict[Sequence, int] = {}
+    for sequence in sorted(by_age[1:], key=lambda s: s.num_pending):
+        principal = sequence.submit.principal
+        ranks[sequence] = before[principal]
+        before[principal] += 1
+    return [*first, *sorted(ranks, key=ranks.__getitem__)]
+
+
+def share(pending: Listing[int], num_tokens: int) -> list[int]:
+    """Divide a step's prompt tokens, in this order.
+
+    `pending[0]` came first: it gets half at least.
     """
     if not pending:
         return []
@@ -98,7 +118,7 @@ def share(pending: Listing[int], num_tokens: int) -> list[int]:
     first = max(left - left // 2, left - sum(pending[1:]))
     given[0] = min(pending[0], first)
     left -= given[0]
-    for index in sorted(range(1, len(pending)), key=lambda i: pending[i]):
+    for index in range(1, len(pending)):
         given[index] = min(pending[index], left)
         left -= given[index]
     return given
@@ -133,15 +153,25 @@ def victim(running: Iterable[Sequence]) -> Sequence | None:
     return min(younger, key=lambda s: s.submit.priority, default=None)
 
 
-def computes_for(candidate: Sequence, other: Sequence) -> int:
-    """Tokens of the candidate's prompt that `other` is about to compute."""
+def shares(candidate: Sequence, other: Sequence) -> int:
+    """Tokens at the beginning of the candidate's prompt that `other` may give it; they
+    stay the same while it runs."""
     same = candidate.model is other.model
     if not same or other.decodes or other.submit.embed:
         return 0
     if candidate.submit.cache_salt != other.submit.cache_salt:
         return 0
-    common = common_length(candidate.ids, other.ids)
-    return max(0, min(common, len(candidate.ids) - 1) - other.num_computed)
+    return min(common_length(candidate.ids, other.ids), len(candidate.ids) - 1)
+
+
+def is_due(num_shared: int, other: Sequence) -> int:
+    """How many of the first tokens of `other` it is about to compute."""
+    return 0 if other.decodes else max(0, num_shared - other.num_computed)
+
+
+def computes_for(candidate: Sequence, other: Sequence) -> int:
+    """Tokens of the candidate's prompt that `other` is about to compute."""
+    return is_due(shares(candidate, other), other)
 
 
 def common_length(left: Listing[int], right: Listing[int]) -> int:

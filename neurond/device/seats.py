@@ -19,7 +19,7 @@ from neurond.device.budget import Lack
 from neurond.device.intake import too_long
 from neurond.device.kvcache import KvCache
 from neurond.device.roster import Roster
-from neurond.device.scheduler import computes_for, next_seat, victim
+from neurond.device.scheduler import computes_for, is_due, next_seat, victim
 from neurond.device.sequence import Sequence
 
 _HOLD_S = 30.0
@@ -49,8 +49,10 @@ class Seats:
     def fill(self, now_s: float) -> Ended:
         """Seat whoever's turn it is. Returns those for whom there is no room at all."""
         ended: Ended = []
-        passed: set[Sequence] = set()
         roster = self._roster
+        if len(roster.running) >= self._max_running:
+            return ended
+        passed = {s for s in roster.waiting if self._is_still_held(s, now_s)}
         while roster.waiting and len(roster.running) < self._max_running:
             free = [s for s in roster.waiting if s.accepted and s not in passed]
             sequence = next_seat(free, roster.running)
@@ -107,12 +109,26 @@ class Seats:
         if not self._kv.reuses(sequence) or now_s > sequence.held_until_s:
             return False
         running = self._roster.running
-        gain = max((computes_for(sequence, other) for other in running), default=0)
+        gains = [computes_for(sequence, other) for other in running]
+        gain = max(gains, default=0)
         worth = _HOLD_PAGES * sequence.model.cache.page_tokens
         if gain < (1 if sequence.was_held else worth):
             return False
+        other = running[gains.index(gain)]
+        sequence.held_by, sequence.held_common = other, other.num_computed + gain
         sequence.held_until_s = min(sequence.held_until_s, now_s + _HOLD_S)
         return True
+
+    def _is_still_held(self, sequence: Sequence, now_s: float) -> bool:
+        """By the same one: every step asks, so no ids are compared."""
+        other = sequence.held_by
+        if other is None:
+            return False
+        runs = other in self._roster.running and now_s <= sequence.held_until_s
+        if runs and is_due(sequence.held_common, other):
+            return True
+        sequence.held_by = None
+        return False
 
     def _runs(self, work: Work) -> bool:
         """It didn't give way to another work of the step."""

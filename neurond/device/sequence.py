@@ -5,6 +5,7 @@ in the cache. A forward computes some of the pending ones; when none but the new
 pending it was a decode step, otherwise a chunk of prefill. A resumed sequence begins
 with emitted ids and is computed like any prompt.
 
+`held_by` is about to compute `held_common` tokens of its prompt, None = nobody.
 `open_ids` are the size of a chunk that is paused in the middle, 0 = none. `num_proven`
 computed tokens have a finite result behind them. `accepted`: its worker was told that
 it will be served. `pages`, `states` (not
@@ -33,6 +34,8 @@ class Sequence:
         "cuts",
         "expires_s",
         "grammar",
+        "held_by",
+        "held_common",
         "held_until_s",
         "ids",
         "model",
@@ -71,6 +74,8 @@ class Sequence:
         self.num_scored = 0
         self.num_preempted = 0
         self.accepted = False
+        self.held_by: Sequence | None = None
+        self.held_common = 0
         self.held_until_s = math.inf
         self.cache: Any = None
         self.grammar: Any = None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -84,6 +85,20 @@ def test_large_prompts_take_turns_chunk_by_chunk() -> None:
     assert in_stints([decoding(1), first, second])[1:] == [(2, 256, 0.1)]
 
 
+def test_s31_principals_take_turns_with_large_prompts() -> None:
+    """Whoever has many of them."""
+    theirs = [sequence(n, num_ids=900, principal="a") for n in (2, 3, 4)]
+    other = sequence(5, num_ids=900, principal="b")
+    running = [decoding(1), *theirs, other]
+    turns = []
+    for _ in range(6):
+        work = plan(running, max_rows=8, num_tokens=512, pause_s=0.1)[-1]
+        turns.append(work.sequence.id)
+        running.remove(work.sequence)
+        running.append(work.sequence)
+    assert turns == [2, 5, 3, 5, 4, 5]
+
+
 def test_a_chunk_under_way_goes_on_before_others_begin_one() -> None:
     opened = sequence(4, num_ids=900)
     opened.open_ids = 200
@@ -122,6 +137,53 @@ def test_several_prompts_prefill_in_one_step_the_first_gets_half() -> None:
     ]
     assert planned(running) == [(1, 8), (2, 6), (3, 2)]
     assert planned(running, num_tokens=200) == [(1, 90), (2, 6), (3, 30)]
+
+
+def test_s31_what_the_first_prompt_leaves_goes_to_other_principals() -> None:
+    theirs = [sequence(n, num_ids=40, principal="a") for n in (1, 2, 3)]
+    other = sequence(4, num_ids=50, principal="b")
+    assert planned([*theirs, other]) == [(1, 8), (4, 8)]
+    stream = decoding(5, principal="b")
+    third = sequence(6, num_ids=60, principal="c")
+    assert planned([*theirs, stream, other, third]) == [(5, 1), (1, 8), (6, 8)]
+
+
+@given(
+    prompts=st.lists(
+        st.tuples(st.sampled_from("abc"), st.integers(2, 40)), min_size=1, max_size=9
+    ),
+    num_tokens=st.integers(1, 60),
+)
+def test_no_principal_has_two_prompts_computed_while_another_has_none(
+    prompts: list[tuple[str, int]], num_tokens: int
+) -> None:
+    running = [
+        sequence(n, num_ids=num_ids, principal=principal)
+        for n, (principal, num_ids) in enumerate(prompts)
+    ]
+    works = plan(running, max_rows=8, num_tokens=num_tokens)
+    counts = Counter(work.sequence.submit.principal for work in works)
+    if len(counts) < len({principal for principal, _ in prompts}):
+        assert set(counts.values()) == {1}
+    assert works[0].sequence.id == 0
+    total = sum(num_ids for _, num_ids in prompts)
+    assert sum(work.num_ids for work in works) <= min(total, num_tokens)
+
+
+@given(crowd=st.integers(1, 12), size=st.integers(2, 90), mine=st.integers(2, 90))
+def test_a_prompt_takes_twice_its_time_at_most_beside_another_principals_crowd(
+    crowd: int, size: int, mine: int
+) -> None:
+    running = [sequence(n, num_ids=size, principal="a") for n in range(crowd)]
+    one = sequence(99, num_ids=mine, principal="b")
+    num_steps = 0
+    running.append(one)
+    while one.num_pending:
+        for work in plan(running, max_rows=20, num_tokens=16):
+            work.sequence.num_computed += work.num_ids
+        running = [s for s in running if s.num_pending]
+        num_steps += 1
+    assert num_steps <= -(-mine // 8)
 
 
 def test_rows_have_a_bound_and_prefill_keeps_one() -> None:
