@@ -3,8 +3,8 @@
 Front-end worker (and the gateway's, for a local node). The supervisor sends a pair when
 a device is ready and word when it is down; in between a channel may break.
 
-Invariant: at most one channel per device, that of its newest generation; when it goes,
-the table hears of it at once, and nothing of it is read afterwards.
+Invariant: at most one channel per device, that of its newest generation; when it comes
+or goes, the table hears of it at once, and nothing is read of one that is gone.
 """
 
 from __future__ import annotations
@@ -68,18 +68,20 @@ class Devices:
             return
         self._lines[device] = line
         line.end.start(asyncio.get_running_loop())
+        self._table.on_up(device, line)
 
     def on_down(
         self,
         device: str,
         generation: int,
         _reason: str,
-        _suspects: tuple[tuple[int, int], ...] = (),
-        _convicted: tuple[int, ...] = (),
+        suspects: tuple[tuple[int, int], ...] = (),
+        convicted: tuple[int, ...] = (),
     ) -> None:
         line = self._lines.get(device)
         if line is not None and line.generation <= generation:
-            self._drop(device)
+            self._close(line)
+        self._table.on_down(device, generation, suspects, convicted)
 
     def on_lost(self) -> None:
         """The supervisor is gone, and with it the word on who lives."""
@@ -97,13 +99,18 @@ class Devices:
             cause=" <- ".join(cause_chain(error)),
         )
         if self._lines.get(line.device) is line:
-            self._drop(line.device)
+            self._close(line)
+            self._table.on_broken(line.device, line.generation)
         self._on_broken()
 
     def _drop(self, device: str) -> None:
-        line = self._lines.pop(device, None)
-        if line is None or line.end is None:
-            return
-        line.end.close()
-        line.end = None
-        self._table.on_down(device, line.generation)
+        line = self._lines.get(device)
+        if line is not None:
+            self._close(line)
+            self._table.on_down(device, line.generation)
+
+    def _close(self, line: DeviceLine) -> None:
+        del self._lines[line.device]
+        if line.end is not None:
+            line.end.close()
+            line.end = None

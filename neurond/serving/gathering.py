@@ -18,8 +18,9 @@ from collections.abc import Callable, Sequence
 
 from ipc.errors import ServiceError, error_for
 from ipc.messages import PromptScores, Submit, TopScores
+from neurond.serving.entries import Channel, Entry, silence
 from neurond.serving.generation import Usage
-from neurond.serving.requests import Channel, Entry, RequestTable
+from neurond.serving.requests import RequestTable
 
 MAX_IN_FLIGHT = 16
 Encode = Callable[[bytes], bytes]
@@ -66,7 +67,8 @@ class Gathering:
         """Every vector, encoded, in order.
 
         The first input must be accepted within `decision_s`; then something must
-        happen every `silence_s`. Raises ServiceError.
+        happen every `silence_s`, unless the device died: the table knows how long that
+        is waited for. Raises ServiceError.
         """
         while not self.ended:
             self._news.clear()
@@ -74,8 +76,10 @@ class Gathering:
             try:
                 await asyncio.wait_for(self._news.wait(), limit_s)
             except TimeoutError as silent:
-                words = "the device gave no sign in time"
-                raise error_for("overloaded", words) from silent
+                delayed = self._is_delayed
+                waits = self._any_accepted and delayed
+                if not (waits or self._news.is_set()):
+                    raise silence(delayed=delayed) from silent
         if self.error is not None:
             raise self.error
         return [part.encoded for part in self._parts]
@@ -102,6 +106,10 @@ class Gathering:
         self._in_flight.pop(part, None)
         self._fail(error)
 
+    @property
+    def _is_delayed(self) -> bool:
+        return any(entry.is_delayed for entry in self._in_flight.values())
+
     def _fill(self) -> None:
         """Send what there is room for; a full queue is waited out behind our own."""
         while self._waiting and len(self._in_flight) < MAX_IN_FLIGHT:
@@ -115,7 +123,10 @@ class Gathering:
 
     def _send(self, part: _Part) -> None:
         if self._line is not None:
-            entry = self._table.submit(*self._line, part.submit, part)
+            is_under_way = self._any_accepted or bool(self._in_flight)
+            entry = self._table.submit(
+                *self._line, part.submit, part, may_park=is_under_way
+            )
             self._in_flight[part] = entry
 
     def _fail(self, error: ServiceError) -> None:

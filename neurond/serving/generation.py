@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ipc.errors import ServiceError, error_for
+from ipc.errors import ServiceError
 from neurond.serving.choice import Choice, Order
-from neurond.serving.requests import Channel, Entry, RequestTable
+from neurond.serving.entries import Channel, Entry, silence
+from neurond.serving.requests import RequestTable
 
 _MAX_AHEAD_IDS = 16_384
 """Submitted and not accepted yet; an id takes up to 5 of a ring's 256 KiB."""
@@ -89,7 +90,9 @@ class Generation:
         choice = self._choice(order)
         submit = replace(order.submit, choice=index)
         try:
-            entry = self._table.submit(device, channel, submit, choice)
+            entry = self._table.submit(
+                device, channel, submit, choice, may_park=bool(self.choices)
+            )
         except ServiceError as error:
             self._refusal = error
             self.close()
@@ -134,7 +137,7 @@ class Generation:
         if self.error is not None:
             raise self.error
         if not all(c.accepted for c in self.choices):
-            raise error_for("overloaded", "the device gave no decision in time")
+            raise silence(delayed=any(e.is_delayed for e in self._entries.values()))
 
     async def changed(self, timeout_s: float) -> bool:
         """Wait for something to take; False after `timeout_s` of silence."""

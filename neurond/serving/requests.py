@@ -1,140 +1,85 @@
 """The requests in flight of one worker: what was asked, what has been emitted.
 
-Front-end worker (and the gateway's, for a local node). An entry keeps all that a
-resubmission needs: prompt ids and emitted ids. It belongs to the generation of the
-device that runs it, and its sink hears of it until it ends.
-
-    submitted ──accepted──▶ accepted ──tokens──▶ accepted ──finished──▶ ended
-        └────── failed, down, cancel ──────┴── failed, down, cancel ──────▶ ended
+Front-end worker (and the gateway's, for a local node). An entry (`entries`) belongs to
+one life of a device at a time. When that ends it is parked and goes on in the next
+one, or on another device; its sink doesn't hear of that.
 
 Invariants: an entry ends exactly once, and nothing is told about it afterwards. Every
-record continues exactly where the last one stopped, else the entry fails. Ids are
-never used twice in a worker's life. Deterministic: no clock, no loop.
+record continues exactly where the last one stopped, else the entry fails; what was told
+before a death is not told again. Ids are never used twice in a worker's life, and are
+kept over attempts. Deterministic: the clock is given, there is no loop.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field, replace
-from enum import Enum
-from typing import Protocol
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from ipc.channel import ChannelBroken
-from ipc.errors import ServiceError, error_for, from_wire
-from ipc.messages import (
-    Accepted,
-    Cancel,
-    Failed,
-    Finished,
-    Progress,
-    PromptScores,
-    RingDown,
-    RingUp,
-    SlabsFree,
-    Submit,
-    TokenRow,
-    Tokens,
-    TopScores,
-    Vector,
-)
+from ipc.errors import ServiceError, error_for
+from ipc.messages import RingUp, Submit
 from ipc.ring import RecordTooLarge, RingFull
 from neurond.retrying import retry_after_s
+from neurond.serving.entries import Channel, Entry, Sink, State
+from neurond.serving.hearing import Hearing
+from neurond.serving.register import Register, send_cancel
+
+_MOST_BREAKS = 2
+"""Channels that may break in a row under a request before it is given up."""
 
 
-class State(Enum):
-    SUBMITTED = "submitted"
-    ACCEPTED = "accepted"
-    ENDED = "ended"
-
-
-NEXT: dict[tuple[State, str], State] = {
-    (State.SUBMITTED, "accepted"): State.ACCEPTED,
-    (State.SUBMITTED, "failed"): State.ENDED,
-    (State.SUBMITTED, "down"): State.ENDED,
-    (State.SUBMITTED, "cancel"): State.ENDED,
-    (State.ACCEPTED, "progress"): State.ACCEPTED,
-    (State.ACCEPTED, "scores"): State.ACCEPTED,
-    (State.ACCEPTED, "tokens"): State.ACCEPTED,
-    (State.ACCEPTED, "vector"): State.ACCEPTED,
-    (State.ACCEPTED, "finished"): State.ENDED,
-    (State.ACCEPTED, "failed"): State.ENDED,
-    (State.ACCEPTED, "down"): State.ENDED,
-    (State.ACCEPTED, "cancel"): State.ENDED,
-}
-"""A missing cell is a device that breaks the protocol: the entry fails."""
-
-
-class Sink(Protocol):
-    """Hears of one entry. Exactly one of `on_finished`, `on_failed` comes last.
-
-    `logprobs` has one per id where they were asked for, else none; so has `top`. The
-    scores of a prompt come in order, without gaps, from its second token on.
-    """
-
-    def on_accepted(self, position: int, cached: int) -> None: ...
-    def on_tokens(
-        self,
-        ids: tuple[int, ...],
-        logprobs: tuple[float, ...],
-        top: tuple[TopScores, ...],
-    ) -> None: ...
-    def on_scores(self, scores: PromptScores) -> None: ...
-    def on_vector(self, values: bytes) -> None: ...
-    def on_finished(self, reason: str, cached: int) -> None: ...
-    def on_failed(self, error: ServiceError) -> None: ...
-
-
-Event = Accepted | Progress | PromptScores | Vector | Finished | Failed
-"""What is said about one entry alone."""
-
-
-class Channel(Protocol):
-    """The way to one generation of a device."""
-
-    @property
-    def generation(self) -> int: ...
-    def submit(self, message: RingDown) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    submit: Submit
-    device: str
-    generation: int
-    sink: Sink
-    channel: Channel
-    emitted: list[int] = field(default_factory=list)
-    next_score: int = 1
-    """The prompt token whose score comes next; the first has none."""
-    state: State = State.SUBMITTED
-
-    @property
-    def num_left(self) -> int:
-        """Tokens that may still come."""
-        return max(0, self.submit.max_tokens - len(self.emitted))
+def _nothing(_submit: Submit) -> None:
+    pass
 
 
 class RequestTable:
-    def __init__(self, *, first_id: int, max_entries: int) -> None:
+    """`resume_deadline_s`: how long an entry waits for a device, 0.0 = it doesn't.
+
+    `on_resumed` and `on_convicted` are told of each submission again, and of each
+    request that is found to kill devices.
+    """
+
+    def __init__(  # noqa: PLR0913  its rules, the clock and two witnesses
+        self,
+        *,
+        first_id: int,
+        max_entries: int,
+        resume_deadline_s: float = 120.0,
+        clock: Callable[[], float] = time.monotonic,
+        on_resumed: Callable[[Submit], None] = _nothing,
+        on_convicted: Callable[[Submit], None] = _nothing,
+    ) -> None:
         self._next_id = first_id
         self._max_entries = max_entries
-        self._entries: dict[int, Entry] = {}
-        self._per_device: Counter[str] = Counter()
+        self._resume_deadline_s = resume_deadline_s
+        self._clock = clock
+        self._on_resumed = on_resumed
+        self._on_convicted = on_convicted
+        self._register = Register()
+        self._hearing = Hearing(self._register)
+        self._channels: dict[str, Channel] = {}
+        self._full: set[str] = set()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._register)
 
     def in_flight(self, device: str) -> int:
-        return self._per_device[device]
+        return self._register.on(device)
+
+    @property
+    def parked(self) -> list[Entry]:
+        """Those that wait for a device, the oldest first."""
+        return [e for e in self._register.entries() if e.state is State.PARKED]
 
     def check_room(self, num_sequences: int = 1, token_s: float = 0.0) -> None:
         """Raises CapacityError queue_full: before any work is done for a request.
 
         `token_s` is how long a token takes, 0.0 = unknown: it says when to ask again.
         """
-        num_missing = len(self._entries) + num_sequences - self._max_entries
+        num_missing = len(self) + num_sequences - self._max_entries
         if num_missing > 0:
-            ends_s = [token_s * entry.num_left for entry in self._entries.values()]
+            ends_s = [token_s * entry.num_left for entry in self._register.entries()]
             raise error_for(
                 "queue_full",
                 "every queue place of this worker is taken",
@@ -142,133 +87,156 @@ class RequestTable:
             )
 
     def submit(
-        self, device: str, channel: Channel, submit: Submit, sink: Sink
+        self,
+        device: str,
+        channel: Channel,
+        submit: Submit,
+        sink: Sink,
+        *,
+        may_park: bool = False,
     ) -> Entry:
         """Send it; the id of `submit` is ours to choose.
 
-        Raises ServiceError; then the sink hears nothing.
+        `may_park`: it belongs to a request that is under way, and waits with the rest
+        of it when the device is gone. Raises ServiceError; then the sink hears nothing.
         """
         self.check_room()
         numbered = replace(submit, id=self._next_id)
         self._next_id += 1
-        _send(channel, numbered)
         entry = Entry(numbered, device, channel.generation, sink, channel)
-        self._entries[numbered.id] = entry
-        self._per_device[device] += 1
+        try:
+            _send(channel, numbered)
+        except ServiceError as error:
+            is_gone = error.code == "model_recovering"
+            if not (may_park and is_gone and self._resume_deadline_s):
+                raise
+            self._register.add(entry)
+            self._park(entry)
+            self._resume(device)
+        else:
+            self._register.add(entry)
         return entry
 
     def cancel(self, entry: Entry) -> None:
         """Nothing more is told about it. Harmless once it has ended."""
-        if self._move(entry, "cancel"):
-            self._send_cancel(entry.channel, entry.submit.id)
+        if self._register.step(entry, "cancel"):
+            send_cancel(entry.channel, entry.submit.id)
 
     def on_message(self, device: str, channel: Channel, message: RingUp) -> None:
-        match message:
-            case Tokens(rows=rows):
-                for row in rows:
-                    self._on_row(channel, row)
-            case SlabsFree():
-                pass  # the channel's business
-            case _:
-                entry = self._entries.get(message.id)
-                if entry is not None:
-                    self._on_event(entry, message)
+        self._hearing.on_message(channel, message)
+        if device in self._full:
+            self._resume(device)
 
-    def on_down(self, device: str, generation: int) -> None:
-        """This life of the device is over, and so are its requests."""
-        for entry in list(self._entries.values()):
-            if (entry.device, entry.generation) == (device, generation):
-                seen = entry.state is State.ACCEPTED
-                code = "device_fault" if seen else "model_recovering"
-                error = error_for(code, "the device that served the request died")
-                self._fail(entry, "down", error)
+    # -- lives of devices
 
-    def _on_row(self, channel: Channel, row: TokenRow) -> None:
-        entry = self._entries.get(row.id)
-        if entry is None:
-            # cancelled: what is under way passes; a lost Cancel is sent again
-            self._send_cancel(channel, row.id)
-        elif row.start != len(entry.emitted):
-            self._break(entry, f"tokens at {row.start}, not {len(entry.emitted)}")
-        elif not _has_scores(row, entry.submit.sampling.logprobs):
-            self._break(entry, f"logprobs {len(row.logprobs)}, not {len(row.ids)}")
-        elif self._move(entry, "tokens"):
-            entry.emitted.extend(row.ids)
-            entry.sink.on_tokens(row.ids, row.logprobs, row.top)
+    def on_down(
+        self,
+        device: str,
+        generation: int,
+        suspects: Iterable[tuple[int, int]] = (),
+        convicted: Iterable[int] = (),
+    ) -> None:
+        """This life of the device is over; its requests wait for the next.
 
-    def _on_event(self, entry: Entry, message: Event) -> None:
-        match message:
-            case Accepted(position=position, cached=cached):
-                if self._move(entry, "accepted"):
-                    entry.sink.on_accepted(position, cached)
-            case Progress():
-                self._move(entry, "progress")
-            case PromptScores():
-                self._on_scores(entry, message)
-            case Vector(values=values):
-                if self._move(entry, "vector"):
-                    entry.sink.on_vector(values)
-            case Finished():
-                self._on_finished(entry, message)
-            case Failed(error=wire):
-                self._fail(entry, "failed", from_wire(wire))
+        `suspects` may have ended it: (id, the group to be tried in). The `convicted`
+        did.
+        """
+        groups, guilty = dict(suspects), frozenset(convicted)
+        for entry in self._of_life(device, generation):
+            if entry.submit.id in guilty:
+                self._convict(entry)
+                continue
+            if entry.submit.id in groups:
+                entry.suspect(groups[entry.submit.id])
+            self._park(entry)
 
-    def _on_scores(self, entry: Entry, message: PromptScores) -> None:
-        end = message.start + len(message.logprobs)
-        due = entry.next_score
-        if message.start != due or end > entry.submit.num_prompt:
-            self._break(entry, f"scores {message.start} to {end}, not from {due}")
-        elif self._move(entry, "scores"):
-            entry.next_score = end
-            entry.sink.on_scores(message)
+    def on_broken(self, device: str, generation: int) -> None:
+        """The channel to this life broke, whoever broke it."""
+        for entry in self._of_life(device, generation):
+            entry.num_breaks += 1
+            if entry.num_breaks > _MOST_BREAKS:
+                words = "the channel to the device breaks again and again"
+                self._register.fail(entry, "lost", error_for("internal_error", words))
+            self._park(entry)
 
-    def _on_finished(self, entry: Entry, message: Finished) -> None:
-        if message.num_emitted != len(entry.emitted):
-            emitted = f"{message.num_emitted}, not {len(entry.emitted)}"
-            self._break(entry, f"finished after {emitted} tokens")
-        elif self._move(entry, "finished"):
-            entry.sink.on_finished(message.reason, message.num_cached)
+    def on_up(self, device: str, channel: Channel) -> None:
+        """A life of the device takes requests: it gets those that wait for it."""
+        self._channels[device] = channel
+        self._resume(device)
 
-    def _move(self, entry: Entry, event: str) -> bool:
-        """Take the step of the table; False when it has ended or may not be taken."""
-        if entry.state is State.ENDED:
-            return False
-        state = NEXT.get((entry.state, event))
-        if state is None:
-            self._break(entry, f"{event} while {entry.state.value}")
-            return False
-        entry.state = state
-        if state is State.ENDED:
-            del self._entries[entry.submit.id]
-            self._per_device[entry.device] -= 1
-        return True
+    def move(self, entry: Entry, device: str) -> None:
+        """A parked one goes on at another device."""
+        if entry.state is State.PARKED:
+            self._register.move(entry, device)
+            self._resume(device)
 
-    def _fail(self, entry: Entry, event: str, error: ServiceError) -> None:
-        if self._move(entry, event):
-            entry.sink.on_failed(error)
+    def give_up(self, entry: Entry, error: ServiceError) -> None:
+        """No device will go on with it."""
+        if entry.state is State.PARKED:
+            self._register.fail(entry, "lost", error)
 
-    def _break(self, entry: Entry, reason: str) -> None:
-        """The device breaks the protocol for this entry: it is lost, others are not."""
-        error = error_for(
-            "internal_error",
-            "the request was lost between front end and device",
-            chain=(f"ProtocolViolation: request {entry.submit.id}: {reason}",),
-        )
-        self._send_cancel(entry.channel, entry.submit.id)
-        self._fail(entry, "failed", error)
+    def expire(self) -> None:
+        """End those that have waited for a device too long."""
+        last_s = self._clock() - self._resume_deadline_s
+        for entry in self.parked:
+            if entry.parked_s <= last_s:
+                words = "the device that served the request died and isn't back in time"
+                self.give_up(entry, error_for("device_fault", words))
 
-    def _send_cancel(self, channel: Channel, request: int) -> None:
+    def _of_life(self, device: str, generation: int) -> list[Entry]:
+        """Its entries; nothing is sent to it any more."""
+        channel = self._channels.get(device)
+        if channel is not None and channel.generation <= generation:
+            del self._channels[device]
+            self._full.discard(device)
+        life = (device, generation)
+        entries = self._register.entries()
+        return [e for e in entries if (e.device, e.generation) == life]
+
+    def _convict(self, entry: Entry) -> None:
+        words = "the request killed a device while it ran there alone"
+        error = error_for("request_quarantined", words)
+        if self._register.fail(entry, "convicted", error):
+            self._on_convicted(entry.submit)
+
+    def _park(self, entry: Entry) -> None:
+        if not self._resume_deadline_s:
+            code = "device_fault" if entry.cached is not None else "model_recovering"
+            error = error_for(code, "the device that served the request died")
+            self._register.fail(entry, "lost", error)
+            return
+        was_parked = entry.state is State.PARKED
+        if self._register.step(entry, "down") and not was_parked:
+            entry.channel = None
+            entry.parked_s = self._clock()
+
+    def _resume(self, device: str) -> None:
+        """Submit again what waits for it, until its ring is full."""
+        channel = self._channels.get(device)
+        self._full.discard(device)
+        for entry in self.parked:
+            if channel is None:
+                return
+            if entry.device == device and not self._send_again(entry, channel):
+                return
+
+    def _send_again(self, entry: Entry, channel: Channel) -> bool:
+        """False: nor can those behind it be sent now."""
+        if entry.state is not State.PARKED:
+            return True  # it was cancelled meanwhile
+        submit = entry.again()
         try:
-            channel.submit(Cancel(request))
-        except (RingFull, ChannelBroken):
-            pass  # its next tokens ask again; a broken channel has no requests
-
-
-def _has_scores(row: TokenRow, asked: int) -> bool:
-    """Whether a row says what was asked for; see `Sampling.logprobs`."""
-    num_scores = len(row.ids) if asked >= 0 else 0
-    num_top = len(row.ids) if asked > 0 else 0
-    return len(row.logprobs) == num_scores and len(row.top) in (num_scores, num_top)
+            _send(channel, submit)
+        except ServiceError as error:
+            if error.code == "request_too_large":
+                return self._register.fail(entry, "failed", error)
+            if error.code == "queue_full":
+                self._full.add(entry.device)
+            return False
+        self._register.step(entry, "up")
+        entry.resumed(submit, channel)
+        self._on_resumed(submit)
+        return True
 
 
 def _send(channel: Channel, submit: Submit) -> None:

@@ -13,19 +13,23 @@ from ipc.messages import (
     Submit,
     TopScores,
 )
+from ipc.ring import RingFull
 
 
 class Line:
-    """A channel that keeps what it is given, or refuses it."""
+    """A channel that keeps what it is given, or refuses it; `limit`: how much."""
 
     def __init__(self, generation: int = 1) -> None:
         self.generation = generation
         self.sent: list[RingDown] = []
         self.refusal: Exception | None = None
+        self.limit: int | None = None
 
     def submit(self, message: RingDown) -> None:
         if self.refusal is not None:
             raise self.refusal
+        if self.limit is not None and len(self.sent) >= self.limit:
+            raise RingFull
         self.sent.append(message)
 
     @property

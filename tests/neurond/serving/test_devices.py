@@ -95,15 +95,44 @@ def test_the_device_that_does_least_for_this_worker_is_picked() -> None:
     run(play)
 
 
-def test_down_closes_the_channel_and_fails_its_requests_at_once() -> None:
+def test_down_closes_the_channel_and_parks_its_requests_at_once() -> None:
     async def play(bench: Bench) -> None:
         end = bench.up("gpu-0", 1)
         heard = bench.send("gpu-0")
         (message,) = end.receive()
         end.send(Accepted(message.id, 0, 0))  # published, never read
         bench.devices.on_down("gpu-0", 1, "killed")
-        assert heard.events == [("failed", "model_recovering")]
+        await asyncio.sleep(0)
+        assert heard.events == []
+        assert [e.submit.id for e in bench.table.parked] == [message.id]
         assert bench.devices.pick(["gpu-0"]) is None
+
+    run(play)
+
+
+def test_the_next_life_is_given_what_the_last_one_had() -> None:
+    async def play(bench: Bench) -> None:
+        bench.up("gpu-0", 1)
+        heard = bench.send("gpu-0")
+        bench.devices.on_down("gpu-0", 1, "killed", ((1, 3),))
+        end = bench.up("gpu-0", 2)
+        (message,) = end.receive()
+        assert isinstance(message, Submit)
+        told = (message.id, message.attempt, message.trial_group)
+        assert told == (1, 1, 3)
+        assert end.send(Accepted(message.id, 0, 0))
+        await heard_within(heard, ["accepted"])
+
+    run(play)
+
+
+def test_a_convicted_request_is_not_given_to_the_next_life() -> None:
+    async def play(bench: Bench) -> None:
+        bench.up("gpu-0", 1)
+        heard = bench.send("gpu-0")
+        bench.devices.on_down("gpu-0", 1, "killed", (), (1,))
+        assert heard.events == [("failed", "request_quarantined")]
+        assert bench.up("gpu-0", 2).receive() == []
 
     run(play)
 
@@ -117,12 +146,13 @@ def test_a_late_down_of_an_older_life_does_not_touch_the_newer_one() -> None:
     run(play)
 
 
-def test_a_new_pair_replaces_the_old_one_and_its_requests() -> None:
+def test_a_new_pair_replaces_the_old_one_and_takes_its_requests() -> None:
     async def play(bench: Bench) -> None:
         bench.up("gpu-0", 1)
         heard = bench.send("gpu-0")
-        bench.up("gpu-0", 2)
-        assert heard.names == ["failed"]
+        end = bench.up("gpu-0", 2)
+        assert [message.id for message in end.receive()] == [1]
+        assert heard.names == []
         assert bench.line("gpu-0").generation == 2
 
     run(play)
@@ -132,9 +162,13 @@ def test_a_lost_supervisor_takes_every_channel_with_it() -> None:
     async def play(bench: Bench) -> None:
         bench.up("gpu-0", 1)
         bench.up("gpu-1", 1)
-        first, second = bench.send("gpu-0"), bench.send("gpu-1")
+        heard = bench.send("gpu-0"), bench.send("gpu-1")
         bench.devices.on_lost()
-        assert first.names == second.names == ["failed"]
+        assert bench.devices.pick(["gpu-0", "gpu-1"]) is None
+        assert len(bench.table.parked) == len(heard)
+        again = bench.up("gpu-0", 1), bench.up("gpu-1", 1)  # to the next supervisor
+        assert [end.receive()[0].id for end in again] == [1, 2]
+        assert heard[0].names == heard[1].names == []
 
     run(play)
 
@@ -143,11 +177,13 @@ def test_a_broken_channel_is_reported_and_costs_its_own_requests_only() -> None:
     async def play(bench: Bench) -> None:
         bad = bench.up("gpu-0", 1)
         bench.up("gpu-1", 1)
-        lost, kept = bench.send("gpu-0"), bench.send("gpu-1")
+        heard = bench.send("gpu-0"), bench.send("gpu-1")
         bad.send(submit())  # type: ignore[arg-type]  # goes down only
-        await heard_within(lost, ["failed"])
-        assert bench.broken == 1
-        assert kept.events == []
+        async with asyncio.timeout(5):
+            while not bench.broken:
+                await asyncio.sleep(0.001)
+        assert [entry.submit.id for entry in bench.table.parked] == [1]
+        assert heard[0].names == heard[1].names == []
         assert bench.devices.pick(["gpu-0"]) is None
 
     run(play)

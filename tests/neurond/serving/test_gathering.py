@@ -118,16 +118,35 @@ def test_the_error_of_one_input_ends_them_all() -> None:
     run(work())
 
 
-def test_a_device_that_dies_is_the_answer() -> None:
+def test_a_device_that_dies_is_waited_for_and_does_what_is_left() -> None:
     async def work() -> None:
         bench = Bench(40)
         bench.start()
-        bench.accept(0)
-        bench.table.on_down(DEVICE, bench.line.generation)
-        with pytest.raises(ServiceError):
-            await bench.result()
+        bench.answer(0)
+        old, bench.line = bench.line, Line(2)
+        bench.table.on_down(DEVICE, old.generation)
+        result = asyncio.ensure_future(bench.result(silence_s=0.01))
+        await asyncio.sleep(0.03)  # a silence that has its reason
+        bench.table.on_up(DEVICE, bench.line)
+        assert len(bench.table) == MAX_IN_FLIGHT
+        for request in range(1, 40):
+            bench.answer(request)
+        assert await result == [b"<%d>" % index for index in range(40)]
         assert len(bench.table) == 0
-        assert len(bench.line.submitted) == MAX_IN_FLIGHT
+
+    run(work())
+
+
+def test_a_device_that_dies_before_it_took_anything_is_the_answer() -> None:
+    async def work() -> None:
+        bench = Bench(3)
+        bench.start()
+        bench.table.on_down(DEVICE, bench.line.generation)
+        with pytest.raises(ServiceError) as failed:
+            await bench.result()
+        assert failed.value.code == "model_recovering"
+        bench.gathering.close()
+        assert len(bench.table) == 0
 
     run(work())
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipc.channel import ChannelBroken
 from ipc.errors import ServiceError, error_for
 from ipc.messages import Accepted, Failed, Finished, RingUp, TokenRow, Tokens
 from ipc.ring import RingFull
@@ -265,3 +266,57 @@ def test_a_backlog_over_a_mebibyte_ends_the_request() -> None:
         bench.text("x" * (1 << 16))
     assert bench.generation.error is not None
     assert bench.line.cancelled == [1]
+
+
+def test_a_death_before_the_decision_says_so_unless_the_device_is_back() -> None:
+    async def work() -> None:
+        bench = Bench(n=2)
+        bench.start()
+        bench.table.on_down("gpu-0", 1)
+        with pytest.raises(ServiceError) as failed:
+            await bench.generation.committed(0.0)
+        assert failed.value.code == "model_recovering"
+        bench.line = Line(2)
+        bench.table.on_up("gpu-0", bench.line)
+        bench.accept()
+        await bench.generation.committed(0.0)
+
+    run(work())
+
+
+def test_a_stop_string_over_a_death_is_found_and_usage_counts_once() -> None:
+    bench = started(stops=("stop",))
+    bench.text("a st")
+    bench.table.on_down("gpu-0", 1)
+    choice = bench.generation.choices[0]
+    assert choice.take().text == "a "
+    bench.line = Line(2)
+    bench.table.on_up("gpu-0", bench.line)
+    bench.say(Accepted(1, 0, 3))
+    bench.text("op")
+    assert (choice.take().text, choice.finish) == ("", "stop")
+    assert bench.line.cancelled == [1]
+    assert bench.generation.usage == Usage(prompt=3, completion=6, cached=2)
+
+
+def test_choices_that_are_still_to_be_sent_wait_for_the_device_too() -> None:
+    async def work() -> None:
+        bench = Bench()
+        order = replace(bench.order, submit=submit(ids=(1,) * 10_000))
+        orders = [order] * 3
+        all_sent = asyncio.ensure_future(
+            bench.generation.start_all(orders, "gpu-0", bench.line, timeout_s=5.0)
+        )
+        await asyncio.sleep(0)
+        assert bench.line.submitted == [1]
+        bench.table.on_down("gpu-0", 1)
+        bench.line.refusal = ChannelBroken("gone")
+        bench.line = Line(2)
+        bench.table.on_up("gpu-0", bench.line)
+        for request in (1, 2, 3):
+            bench.say(Accepted(request, 0, 0))
+            await asyncio.sleep(0.01)
+        await all_sent
+        assert bench.line.submitted == [1, 2, 3]
+
+    run(work())

@@ -1,100 +1,23 @@
-"""The request table: every cell, exactly one end, nothing out of order."""
+"""The request table: exactly one end, nothing out of order. See also `test_resume`."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ipc.channel import ChannelBroken
-from ipc.errors import ServiceError, error_for
+from ipc.errors import ServiceError
 from ipc.messages import (
     Accepted,
-    Failed,
     Finished,
-    Progress,
     PromptScores,
-    RingUp,
     TokenRow,
     Tokens,
     TopScores,
-    Vector,
 )
 from ipc.ring import RecordTooLarge, RingFull
-from neurond.serving.requests import NEXT, Entry, RequestTable, State
-from tests.neurond.serving.lines import Heard, Line, submit
-
-FAILED = error_for("nan_logits", "NaN").to_wire()
-
-
-class Bench:
-    """One entry on one line."""
-
-    def __init__(self, max_entries: int = 8) -> None:
-        self.table = RequestTable(first_id=100, max_entries=max_entries)
-        self.line = Line()
-        self.heard = Heard()
-        self.entry = self.add(self.heard)
-
-    def add(self, heard: Heard | None = None) -> Entry:
-        return self.table.submit("gpu-0", self.line, submit(), heard or Heard())
-
-    def say(self, message: RingUp) -> None:
-        self.table.on_message("gpu-0", self.line, message)
-
-    def happen(self, event: str, request: int = 100) -> None:
-        match event:
-            case "cancel":
-                self.table.cancel(self.entry)
-            case "down":
-                self.table.on_down("gpu-0", 1)
-            case _:
-                self.say(message_of(event, request, len(self.entry.emitted)))
-
-
-def message_of(event: str, request: int, emitted: int) -> RingUp:
-    messages: dict[str, RingUp] = {
-        "accepted": Accepted(request, 0, 2),
-        "progress": Progress(request, 1, 3),
-        "scores": PromptScores(request, 1, (-0.5,)),
-        "tokens": Tokens((TokenRow(request, emitted, (5, 6)),)),
-        "vector": Vector(request, b"\0" * 8),
-        "finished": Finished(request, "stop", 3, emitted, 2),
-        "failed": Failed(request, FAILED),
-    }
-    return messages[event]
-
-
-EVENTS = [
-    *("accepted", "progress", "scores", "tokens", "vector", "finished", "failed"),
-    *("down", "cancel"),
-]
-PATHS: dict[State, list[str]] = {
-    State.SUBMITTED: [],
-    State.ACCEPTED: ["accepted"],
-    State.ENDED: ["accepted", "finished"],
-}
-
-
-@pytest.mark.parametrize("event", EVENTS)
-@pytest.mark.parametrize("state", State)
-def test_every_event_in_every_state_follows_the_table(state: State, event: str) -> None:
-    bench = Bench()
-    for step in PATHS[state]:
-        bench.happen(step)
-    heard_before = list(bench.heard.events)
-    bench.happen(event)
-    if state is State.ENDED:
-        assert bench.heard.events == heard_before
-        assert bench.entry.state is State.ENDED
-    elif (state, event) in NEXT:
-        assert bench.entry.state is NEXT[state, event]
-    else:
-        assert bench.entry.state is State.ENDED
-        assert bench.heard.events[-1] == ("failed", "internal_error")
-        assert bench.line.cancelled == [100]
+from neurond.serving.entries import State
+from tests.neurond.serving.lines import Heard, submit
+from tests.neurond.serving.tables import Bench
 
 
 def test_an_answer_arrives_in_order_and_the_entry_keeps_what_a_resume_needs() -> None:
@@ -212,24 +135,6 @@ def test_tokens_for_a_cancelled_request_ask_the_device_to_stop_again() -> None:
     assert bench.heard.names == ["accepted"]
 
 
-def test_a_dead_device_fails_its_own_generation_only() -> None:
-    bench = Bench()
-    next_line = Line(generation=2)
-    later, elsewhere = Heard(), Heard()
-    bench.table.submit("gpu-0", next_line, submit(), later)
-    bench.table.submit("gpu-1", Line(1), submit(), elsewhere)
-    bench.happen("down")
-    assert bench.heard.events == [("failed", "model_recovering")]
-    assert later.events == elsewhere.events == []
-
-
-def test_a_request_that_had_begun_hears_of_the_devices_fault() -> None:
-    bench = Bench()
-    bench.happen("accepted")
-    bench.happen("down")
-    assert bench.heard.events[-1] == ("failed", "device_fault")
-
-
 def test_a_failure_keeps_its_code_across_the_ring() -> None:
     bench = Bench()
     bench.happen("accepted")
@@ -263,21 +168,3 @@ def test_s22_a_full_table_refuses_at_once() -> None:
     assert (caught.value.code, caught.value.status) == ("queue_full", 429)
     bench.happen("cancel")
     bench.add()
-
-
-@given(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(100, 102))))
-def test_any_order_of_events_ends_every_entry_at_most_once(
-    events: list[tuple[str, int]],
-) -> None:
-    bench = Bench()
-    sinks: list[Any] = [bench.heard, Heard(), Heard()]
-    bench.add(sinks[1])
-    bench.add(sinks[2])
-    for event, request in events:
-        bench.happen(event, request)
-    bench.table.on_down("gpu-0", 1)
-    for heard in sinks:
-        terminal = [n for n in heard.names if n in ("finished", "failed")]
-        assert len(terminal) <= 1
-        assert not terminal or heard.names[-1] == terminal[0]
-    assert len(bench.table) == bench.table.in_flight("gpu-0") == 0
