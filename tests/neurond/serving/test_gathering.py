@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ipc.channel import ChannelBroken
 from ipc.errors import ServiceError, error_for
 from ipc.messages import Accepted, Failed, Finished, Vector
 from ipc.ring import RingFull
@@ -124,6 +125,7 @@ def test_a_device_that_dies_is_waited_for_and_does_what_is_left() -> None:
         bench.start()
         bench.answer(0)
         old, bench.line = bench.line, Line(2)
+        old.refusal = ChannelBroken("gone")
         bench.table.on_down(DEVICE, old.generation)
         result = asyncio.ensure_future(bench.result(silence_s=0.01))
         await asyncio.sleep(0.03)  # a silence that has its reason
