@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import termios
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
+import pytest
 
 from cortexd.ctl.exits import Exit
 from neurond.device import fakemodel
@@ -48,19 +55,27 @@ class _Running:
         return self.process.returncode
 
 
-@contextmanager
-def _cortex_run(run_dir: Path, *words: str, **environ: str) -> Iterator[_Running]:
+def _command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "cortexd.ctl.cortex", "run", *ANY_PORT, *words]
+
+
+def _environment(run_dir: Path) -> dict[str, str]:
+    """With one fake device and one model."""
     fakemodel.build(run_dir / "models" / "tiny")
     given = {
         "NEURON_DEVICES__KIND": "fake",
         "NEURON_MODELS__FOLDERS": json.dumps([str(run_dir / "models")]),
         "NEURON_MODELS__DEFAULT": "tiny",
         "HOME": str(run_dir),
-        **environ,
     }
+    return {**environment(run_dir), **given}
+
+
+@contextmanager
+def _cortex_run(run_dir: Path, *words: str, **environ: str) -> Iterator[_Running]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "cortexd.ctl.cortex", "run", *ANY_PORT, *words],
-        env={**environment(run_dir), **given},
+        _command(*words),
+        env={**_environment(run_dir), **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -118,3 +133,87 @@ def test_a_configuration_of_ones_own_is_used_and_a_mistake_in_it_is_one_line(
 
 def _pids(devices: list[dict[str, int]]) -> list[int]:
     return [device["pid"] for device in devices]
+
+
+class _Terminal:
+    """A terminal of its own, with `cortex run` in its foreground."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._leader, follower = pty.openpty()
+        self.written = ""
+        self.process = subprocess.Popen(
+            _command(),
+            env={**_environment(run_dir), "TERM": "xterm"},
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(follower)
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._leader, keys)
+
+    def read_until(self, pattern: str) -> None:
+        """Raises EOFError where it ends before; the test's own limit bounds it."""
+        while not re.search(pattern, self.written):
+            self._read()
+
+    def wait(self) -> int:
+        """The exit code; reads on, so that it isn't held up by a full terminal."""
+        with suppress(EOFError):
+            while True:
+                self._read()
+        return self.process.wait(START_S)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._leader)
+
+    def _read(self) -> None:
+        try:
+            read = os.read(self._leader, 1 << 16)
+        except OSError:  # EIO: nobody has the terminal open any more
+            read = b""
+        if not read:
+            raise EOFError(self.written)
+        self.written += read.decode(errors="replace")
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[_Terminal]:
+    made = _Terminal(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("moment", ["starting", "curl "])
+def test_one_ctrl_c_ends_it_and_leaves_nothing(
+    terminal: _Terminal, tmp_path: Path, moment: str
+) -> None:
+    """The terminal interrupts the whole foreground group, not only `cortex run`."""
+    terminal.read_until(moment)
+    before = _names_of_its_daemons(tmp_path)
+    terminal.type(b"\x03")
+
+    assert terminal.wait() == 0, terminal.written
+    assert before
+    assert _names_of_its_daemons(tmp_path) == []
+    assert "Traceback" not in terminal.written
+    assert "stopped" in terminal.written
+
+
+def _names_of_its_daemons(run_dir: Path) -> list[str]:
+    """Of every process that was started for this folder."""
+    mark = f"CORTEX_RUN_DIR={run_dir}".encode()
+    found = []
+    for process in psutil.process_iter():
+        try:
+            environ = Path(f"/proc/{process.pid}/environ").read_bytes()
+            if mark in environ.split(b"\0"):
+                found.append(" ".join(process.cmdline()))
+        except (OSError, psutil.Error):
+            continue  # it ended meanwhile
+    return found
