@@ -22,7 +22,7 @@ import falcon.asgi
 import ipc
 from ipc.errors import ClientError
 from ipc.journal import Journal, Mode
-from neurond.frontend import lifecycle, status, views
+from neurond.frontend import lifecycle, metrics, status, views
 from neurond.frontend.answering import Answering
 from neurond.frontend.chat import ChatResource
 from neurond.frontend.completions import CompletionsResource
@@ -31,6 +31,7 @@ from neurond.frontend.events import EventHub, EventsResource
 from neurond.frontend.intake import Intake
 from neurond.frontend.node import Attachment, Facts, Node
 from neurond.frontend.prompts import Prompts
+from neurond.frontend.resumption import Resumption
 from neurond.frontend.settings import WorkerSettings
 from neurond.frontend.tokens import DetokenizeResource, Shelf, TokenizeResource
 from neurond.serving.devices import Devices
@@ -57,7 +58,11 @@ class Worker:
         # The number of the process's life is random, so that two workers of one node,
         # or two lives of one, have no request id in common.
         self._table = RequestTable(
-            first_id=secrets.randbits(31) << 32, max_entries=settings.max_queue
+            first_id=secrets.randbits(31) << 32,
+            max_entries=settings.max_queue,
+            resume_deadline_s=settings.resume_deadline_s if settings.resume else 0.0,
+            on_resumed=lambda submit: metrics.resumed(submit.model),
+            on_convicted=lambda submit: self._attachment.quarantine(submit),
         )
         self._library = Library()
         self.hub = EventHub()
@@ -71,6 +76,7 @@ class Worker:
             on_facts=self._on_facts,
             on_event=self.hub.publish,
         )
+        self._resumption = Resumption(self._table, self._node)
         self._tasks: list[asyncio.Task[None]] = []
 
     def edge(self) -> Edge:
@@ -92,6 +98,7 @@ class Worker:
         self._tasks = [
             asyncio.create_task(self._node.follow()),
             asyncio.create_task(self._attachment.keep(self._devices)),
+            asyncio.create_task(self._resumption.keep()),
         ]
         try:
             await asyncio.wait_for(self._node.known.wait(), _FIRST_FACTS_S)
@@ -159,9 +166,11 @@ class Worker:
             if fact["status"] in _AT_HAND and fact.get("folder")
         }
         self._library.keep(wanted)
+        self._resumption.look()
 
     def _mend(self) -> None:
-        self._attachment.mend(lambda: len(self._table) == 0)
+        table = self._table
+        self._attachment.mend(lambda: len(table) == len(table.parked))
 
 
 class Lifespan:

@@ -87,14 +87,14 @@ class CompletionsResource:
         ids = await self._library.prompt_work(
             lambda: encoded(request, served, window), size=request.num_chars
         )
+        principal = self._intake.principal(req)
+        orders = tuple(_orders(request, served, ids, window, principal))
         return Prepared(
             request,
             prompts=tuple(_prompts(request, served, ids)),
-            orders=tuple(
-                _orders(request, served, ids, window, self._intake.principal(req))
-            ),
+            orders=orders,
             num_scores=request.check_scores(sum(map(len, ids))),
-            line=self._intake.line(fact),
+            line=self._intake.line(fact, [order.submit for order in orders]),
         )
 
     def _num_sequences(self, request: CompletionRequest) -> int:

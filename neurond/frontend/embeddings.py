@@ -92,7 +92,8 @@ class EmbeddingsResource:
         )
         principal = self._intake.principal(req)
         submits = [_submit(request.model, one, principal) for one in ids]
-        return Prepared(request, submits, dimensions, self._intake.line(fact))
+        line = self._intake.line(fact, submits)
+        return Prepared(request, submits, dimensions, line)
 
     def _gathering(self, prepared: Prepared) -> Gathering:
         as_base64, dimensions = prepared.request.as_base64, prepared.dimensions

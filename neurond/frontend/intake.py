@@ -1,7 +1,7 @@
 """From a chat body to an order for a device; every refusal happens here.
 
 Front-end worker. The order of the steps is the order of the refusals: body, fields,
-model, room, grammar, template, length, device.
+model, room, grammar, template, length, quarantine, device.
 
 Invariant: nothing is submitted yet; an error here leaves nothing behind.
 """
@@ -9,6 +9,7 @@ Invariant: nothing is submitted yet; an error here leaves nothing behind.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ipc.errors import ClientError, error_for
@@ -89,7 +90,7 @@ class Intake:
         )
         self._prompts.rendered(submit, messages, request.tools.offered)
         order = Order(submit, asked.n, asked.stop, served.tokenizer, request.stream)
-        return Prepared(request, order, self.line(fact))
+        return Prepared(request, order, self.line(fact, [submit]))
 
     def principal(self, req: Request) -> str:
         return principal_of(req, trusts_header=self._trusts_callers)
@@ -103,8 +104,10 @@ class Intake:
         self._table.check_room(num_sequences, admission.token_s(fact))
         return fact
 
-    def line(self, fact: Facts) -> DeviceLine:
-        """The way to a device that holds the model. Raises ServiceError."""
+    def line(self, fact: Facts, submits: Iterable[Submit]) -> DeviceLine:
+        """The way to a device that holds the model. Raises ServiceError, also for what
+        no device may be given."""
+        self._node.check_quarantine(submits)
         line = self._devices.pick(fact["devices"])
         if line is None:
             words = f"the device of model {fact['id']} is coming back"

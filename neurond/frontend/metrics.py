@@ -38,6 +38,11 @@ _DURATION = Histogram(
 _HYGIENE = Counter(
     "neurond_hygiene_total", "Rules applied to messages", ["model", "rule", "action"]
 )
+_RESUMED = Counter(
+    "neurond_requests_resumed_total",
+    "Requests submitted again after the death of their device",
+    ["model"],
+)
 _DIVERGED = Counter(
     "neurond_prompts_diverged_total",
     "Prompts that changed what their conversation had sent before",
@@ -87,6 +92,10 @@ class RequestMeter:
 def refused(code: str) -> None:
     """A request that never reached a device; its model may be any text."""
     _REQUESTS.labels("", code).inc()
+
+
+def resumed(model: str) -> None:
+    _RESUMED.labels(model).inc()
 
 
 def cleaned(model: str, rule: str, action: str) -> None:

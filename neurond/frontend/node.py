@@ -11,7 +11,8 @@ Invariant: `facts` is the newest document that came, and outlives the connection
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from ipc.attach import AttachClient
 from ipc.control import ControlClient, ControlClosed
 from ipc.errors import ServiceError, cause_chain, error_for
 from ipc.journal import Journal
+from ipc.messages import Submit
 from neurond.frontend.settings import WorkerSettings
 from neurond.serving.devices import Devices
+from neurond.serving.fingerprint import fingerprint
 
 Facts = dict[str, Any]
 
@@ -48,6 +51,7 @@ class Node:
         self._on_event = on_event
         self._client: ControlClient | None = None
         self._models: dict[str, Facts] = {}
+        self._quarantined: dict[str, float] = {}
         self.facts: Facts = {}
         self.known = asyncio.Event()
         self._news = asyncio.Event()
@@ -62,6 +66,17 @@ class Node:
 
     def model(self, name: str) -> Facts | None:
         return self._models.get(name)
+
+    def check_quarantine(self, submits: Iterable[Submit]) -> None:
+        """Raises ClientError for what killed a device before (S16)."""
+        if not self._quarantined:
+            return
+        for submit in submits:
+            prompt = submit.ids[: submit.num_prompt]
+            until_s = self._quarantined.get(fingerprint(submit.model, prompt), 0.0)
+            if time.time() < until_s:
+                words = "a request with this prompt killed a device while it ran alone"
+                raise error_for("request_quarantined", words)
 
     def device_kind(self, name: str) -> str:
         devices = self.facts.get("devices", ())
@@ -114,6 +129,8 @@ class Node:
             return
         self.facts = data
         self._models = {model["id"]: model for model in data["models"]}
+        listed = data.get("quarantined", ())
+        self._quarantined = {q["fingerprint"]: q["until_s"] for q in listed}
         self.known.set()
         self._news.set()
         self._news = asyncio.Event()
@@ -131,12 +148,21 @@ class Attachment:
         self._name = name
         self._build = build
         self._lost = asyncio.Event()
+        self._client: AttachClient | None = None
+
+    def quarantine(self, submit: Submit) -> None:
+        """Have it known as one that kills devices, by every worker."""
+        if self._client is not None:
+            prompt = submit.ids[: submit.num_prompt]
+            found = fingerprint(submit.model, prompt)
+            self._client.quarantine(found, submit.model)
 
     def mend(self, is_idle: Callable[[], bool]) -> None:
         """Attach anew: only that replaces a broken channel.
 
-        It costs the other devices' requests, so it waits until there are none, or for
-        half a minute. A lease that ended meanwhile took the broken channel with it.
+        The requests at other devices lose time by it, so it waits until there are
+        none, or for half a minute. A lease that ended meanwhile took the broken channel
+        with it.
         """
         self._mend(self._lost, is_idle, _MEND_POLLS)
 
@@ -166,8 +192,10 @@ class Attachment:
         )
         try:
             await client.connect(_CONNECT_TIMEOUT_S)
+            self._client = client
             await lost.wait()
         finally:
+            self._client = None
             client.close()
             devices.on_lost()
 

@@ -68,6 +68,7 @@ class Devices:
             return
         self._lines[device] = line
         line.end.start(asyncio.get_running_loop())
+        self._tell("requests go on", device, generation)
         self._table.on_up(device, line)
 
     def on_down(
@@ -82,6 +83,7 @@ class Devices:
         if line is not None and line.generation <= generation:
             self._close(line)
         self._table.on_down(device, generation, suspects, convicted)
+        self._tell("requests wait for their device", device, generation)
 
     def on_lost(self) -> None:
         """The supervisor is gone, and with it the word on who lives."""
@@ -108,6 +110,13 @@ class Devices:
         if line is not None:
             self._close(line)
             self._table.on_down(device, line.generation)
+
+    def _tell(self, text: str, device: str, generation: int) -> None:
+        number = sum(entry.device == device for entry in self._table.parked)
+        if number:
+            self._journal.info(
+                text, device=device, generation=generation, requests=number
+            )
 
     def _close(self, line: DeviceLine) -> None:
         del self._lines[line.device]

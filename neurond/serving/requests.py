@@ -175,8 +175,10 @@ class RequestTable:
         if entry.state is State.PARKED:
             self._register.fail(entry, "lost", error)
 
-    def expire(self) -> None:
-        """End those that have waited for a device too long."""
+    def tick(self) -> None:
+        """Try full rings again, and end those that waited for a device too long."""
+        for device in list(self._full):
+            self._resume(device)
         last_s = self._clock() - self._resume_deadline_s
         for entry in self.parked:
             if entry.parked_s <= last_s:

@@ -237,8 +237,11 @@ def test_what_does_not_fit_into_the_ring_follows_when_there_is_room() -> None:
     bench.table.on_up(DEVICE, bench.line)
     assert bench.line.submitted == [FIRST_ID]
     assert [e.state for e in others] == [State.PARKED] * 2
-    bench.line.limit = None
+    bench.line.limit = 2
     bench.happen("accepted")
+    assert bench.line.submitted == [FIRST_ID, FIRST_ID + 1]
+    bench.line.limit = None
+    bench.table.tick()
     assert bench.line.submitted == [FIRST_ID, FIRST_ID + 1, FIRST_ID + 2]
 
 
@@ -277,10 +280,10 @@ def test_who_waits_too_long_hears_of_the_fault_and_when_to_come_back() -> None:
     bench.now_s = 60.0
     bench.happen("down")
     bench.now_s = 50.0 + DEADLINE_S - 0.1
-    bench.table.expire()
+    bench.table.tick()
     assert bench.entry.state is State.PARKED
     bench.now_s = 50.0 + DEADLINE_S
-    bench.table.expire()
+    bench.table.tick()
     assert bench.heard.events[-1] == ("failed", "device_fault")
     bench.happen("up")
     assert bench.resumed == []
@@ -292,7 +295,7 @@ def test_each_death_starts_the_wait_anew() -> None:
         bench.happen(event)
     bench.now_s = DEADLINE_S
     bench.happen("down")
-    bench.table.expire()
+    bench.table.tick()
     assert bench.entry.state is State.PARKED
 
 
