@@ -4,11 +4,13 @@ Child of the supervisor. NVML may block for ever when a GPU is bad; then this pr
 hangs, its silence is noticed, and nobody else is held up.
 
     python -m neurond.nvml --once     stdout: {"gpus": […], "error"?: "what is missing"}
-    python -m neurond.nvml --fd N     SEQPACKET: one msgpack map per second
-        uuid → {memory_total_bytes, memory_free_bytes, utilisation, temperature_c,
-                power_w, processes: [[pid, bytes], …]}
+    python -m neurond.nvml --fd N     SEQPACKET: one msgpack map per second, or sooner
+        gpus: uuid → {memory_total_bytes, memory_free_bytes, utilisation, temperature_c,
+                      power_w, processes: [[pid, bytes], …], recovery_action, remap}
+        xids: [[uuid, number, pid or None], …], each until it could be sent
 
-A reading that a GPU doesn't offer is None, one that failed altogether {"error": "…"}.
+A reading that a GPU doesn't offer is None, one that failed altogether {"error": "…",
+"lost": fell off the bus}. `remap`: "pending" or "failed" when rows of memory are.
 MIG instances stand for their parent, which can't compute beside them.
 
 Invariant: nothing here changes a GPU; resets are for operators.
@@ -18,23 +20,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import select
-import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import msgpack
-
-from ipc.child import EXIT_OK, EXIT_TEMPORARY
-from ipc.packet import PacketClosed, receive_packet, send_packet
+from ipc.child import EXIT_OK
 from ipc.process import die_with_parent, set_title
 from neurond.discovery import Gpu
 
 TITLE = "neurond: nvml"
 INTERVAL_S = 1.0
+_TIMEOUT = 10
+"""NVML_ERROR_TIMEOUT."""
+_RECOVERY_ACTION = 230
+"""NVML_FI_DEV_GET_GPU_RECOVERY_ACTION; not in every release of the bindings."""
 
 
 class NvmlError(Exception):
@@ -66,7 +68,7 @@ class Nvml:
         try:
             memory = self._ask("DeviceGetMemoryInfo", handle)
         except NvmlError as error:
-            return {"error": str(error)}
+            return {"error": str(error), "lost": "GPU is lost" in str(error)}
         power_mw = self._try("DeviceGetPowerUsage", handle)
         utilisation = self._try("DeviceGetUtilizationRates", handle)
         return {
@@ -76,7 +78,51 @@ class Nvml:
             "temperature_c": self._try("DeviceGetTemperature", handle, 0),  # the die's
             "power_w": None if power_mw is None else power_mw / 1000,
             "processes": self._processes(handle),
+            "recovery_action": self._recovery_action(handle),
+            "remap": self._remap(handle),
         }
+
+    def register_events(self) -> Any:
+        """A set in which the Xids of every GPU arrive; None: there are none to have."""
+        try:
+            events = self._ask("EventSetCreate")
+        except NvmlError:
+            return None
+        critical = getattr(self._lib, "nvmlEventTypeXidCriticalError", 8)
+        found = [
+            self._registered(handle, critical, events) for _, handle in self._parents()
+        ]
+        return events if any(found) else None
+
+    def _registered(self, handle: Any, types: int, events: Any) -> bool:
+        try:
+            self._ask("DeviceRegisterEvents", handle, types, events)
+        except NvmlError:
+            return False
+        return True
+
+    def event(self, events: Any, timeout_ms: int) -> tuple[str, int] | None:
+        """PCI address and Xid of the next one; None: none came in time."""
+        try:
+            data = self._lib.nvmlEventSetWait_v2(events, timeout_ms)
+        except self._lib.NVMLError as error:
+            if getattr(error, "value", None) == _TIMEOUT:
+                return None
+            raise NvmlError(f"EventSetWait: {error}") from error
+        return self._pci(data.device), int(data.eventData)
+
+    def _recovery_action(self, handle: Any) -> int | None:
+        whole = self._try("DeviceGetDeviceHandleFromMigDeviceHandle", handle) or handle
+        fields = self._try("DeviceGetFieldValues", whole, [_RECOVERY_ACTION])
+        if not fields or fields[0].nvmlReturn != 0:
+            return None
+        return int(fields[0].value.uiVal)
+
+    def _remap(self, handle: Any) -> str | None:
+        rows = self._try("DeviceGetRemappedRows", handle)
+        if not rows:
+            return None
+        return "failed" if rows[3] else "pending" if rows[2] else None
 
     def _processes(self, handle: Any) -> list[list[int]]:
         running = self._try("DeviceGetComputeRunningProcesses", handle) or []
@@ -118,8 +164,11 @@ class Nvml:
 
     def _ask(self, name: str, *args: Any) -> Any:
         """Raises NvmlError."""
+        function = getattr(self._lib, f"nvml{name}", None)
+        if function is None:
+            raise NvmlError(f"{name}: not in this release of the bindings")
         try:
-            return getattr(self._lib, f"nvml{name}")(*args)
+            return function(*args)
         except self._lib.NVMLError as error:
             raise NvmlError(f"{name}: {error}") from error
 
@@ -160,43 +209,6 @@ def inventory() -> dict[str, Any]:
     return {"gpus": gpus} | ({"error": "; ".join(nvml.errors)} if nvml.errors else {})
 
 
-def publish(
-    sock: socket.socket, read: Callable[[], Mapping[str, Any]], interval_s: float
-) -> None:
-    """Send until the supervisor closes; what it doesn't take in time is dropped."""
-    while True:
-        try:
-            send_packet(sock, msgpack.packb(dict(read())))
-            _rest(sock, interval_s)
-        except PacketClosed:
-            return
-
-
-def _rest(sock: socket.socket, interval_s: float) -> None:
-    """Raises PacketClosed as soon as the other end is gone."""
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    if poll.poll(interval_s * 1000):
-        receive_packet(sock)
-
-
-def _watch(fd: int, interval_s: float) -> int:
-    sock = socket.socket(fileno=fd)
-    sock.set_inheritable(False)
-    try:
-        with opened() as nvml:
-            gpus = nvml.gpus()
-            publish(
-                sock,
-                lambda: {gpu.uuid: nvml.reading(handle) for gpu, handle in gpus},
-                interval_s,
-            )
-    except NvmlError as error:
-        print(f"nvml: {error}", file=sys.stderr)
-        return EXIT_TEMPORARY
-    return EXIT_OK
-
-
 def main() -> int:
     die_with_parent()
     set_title(TITLE)
@@ -205,11 +217,14 @@ def main() -> int:
     what.add_argument("--once", action="store_true")
     what.add_argument("--fd", type=int)
     parser.add_argument("--interval-s", type=float, default=INTERVAL_S)
+    parser.add_argument("--kernel-log", type=Path, default=Path("/dev/kmsg"))
     args = parser.parse_args()
     if args.once:
         print(json.dumps(inventory()), flush=True)
         return EXIT_OK
-    return _watch(args.fd, args.interval_s)
+    from neurond import nvmlwatch  # which needs this module by its name
+
+    return nvmlwatch.run(args.fd, args.interval_s, args.kernel_log)
 
 
 if __name__ == "__main__":

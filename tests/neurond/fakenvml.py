@@ -1,6 +1,8 @@
 """A stand-in for nvidia-ml-py, put before it on the PYTHONPATH of real children.
 
-The host that it plays is JSON in FAKE_NVML: {"gpus": [gpu, …], "init_error"?, "hang"?}.
+The host that it plays is JSON in FAKE_NVML: {"gpus": [gpu, …], "init_error"?, "hang"?,
+"events"?}. `events` is a file that a test appends lines to, each of them JSON:
+{"gpu": index, "xid"?: number, and what the GPU shows from then on}.
 """
 
 from __future__ import annotations
@@ -19,8 +21,15 @@ from types import SimpleNamespace as Bag
 HOST = json.loads(os.environ["FAKE_NVML"])
 
 
+nvmlEventTypeXidCriticalError = 8
+
+
 class NVMLError(Exception):
-    pass
+    value = 3
+
+
+class Timeout(NVMLError):
+    value = 10
 
 
 def nvmlInit():
@@ -59,6 +68,8 @@ def nvmlDeviceGetName(handle):
 
 
 def nvmlDeviceGetMemoryInfo(handle):
+    if handle.get("gone"):
+        raise NVMLError("GPU is lost")
     total, free = _of(handle, "memory")
     return Bag(total=total, free=free)
 
@@ -92,6 +103,45 @@ def nvmlDeviceGetPowerUsage(handle):
 
 def nvmlDeviceGetComputeRunningProcesses(handle):
     return [Bag(pid=p, usedGpuMemory=b) for p, b in _of(handle, "processes")]
+
+
+def nvmlDeviceGetFieldValues(handle, fields):
+    known = "recovery" in handle and fields == [230]
+    return [Bag(nvmlReturn=0 if known else 3, value=Bag(uiVal=handle.get("recovery")))]
+
+
+def nvmlDeviceGetRemappedRows(handle):
+    return [0, 0, *_of(handle, "remapped")]
+
+
+def nvmlEventSetCreate():
+    if "events" not in HOST:
+        raise NVMLError("Not Supported")
+    return Bag(handles=[], lines=open(HOST["events"]))
+
+
+def nvmlDeviceRegisterEvents(handle, types, events):
+    assert types == 8
+    events.handles.append(handle)
+
+
+def nvmlEventSetWait_v2(events, timeout_ms):
+    until = time.monotonic() + timeout_ms / 1000
+    while True:
+        line = events.lines.readline()
+        if line:
+            told = json.loads(line)
+            gpu = HOST["gpus"][told.pop("gpu")]
+            xid = told.pop("xid", None)
+            gpu.update(told)
+            if gpu.get("blocks"):
+                time.sleep(600)
+            if xid is not None:
+                return Bag(device=gpu, eventType=8, eventData=xid)
+        elif time.monotonic() >= until:
+            raise Timeout("Timeout")
+        else:
+            time.sleep(0.002)
 """
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import select
 import socket
@@ -33,7 +34,7 @@ def watch(tmp_path: Path) -> Iterator[Watch]:
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least there is
         with theirs:
             child = subprocess.Popen(
-                command(theirs.fileno()),
+                command(theirs.fileno(), tmp_path / "kmsg"),
                 pass_fds=[theirs.fileno()],
                 stderr=subprocess.PIPE,
                 env={
@@ -53,14 +54,19 @@ def watch(tmp_path: Path) -> Iterator[Watch]:
         child.communicate(timeout=PATIENCE_S)
 
 
-def command(fd: int) -> list[str]:
+def command(fd: int, kernel_log: Path) -> list[str]:
     options = ["--fd", str(fd), "--interval-s", "0.02"]
+    options += ["--kernel-log", str(kernel_log)]
     return [sys.executable, "-m", "neurond.nvml", *options]
 
 
-def reading(sock: socket.socket) -> dict[str, Any]:
+def told(sock: socket.socket) -> dict[str, Any]:
     taken: dict[str, Any] = msgpack.unpackb(sock.recv(1 << 17))
     return taken
+
+
+def reading(sock: socket.socket) -> dict[str, Any]:
+    return dict(told(sock)["gpus"])
 
 
 def test_readings_come_again_and_again_by_uuid(watch: Watch) -> None:
@@ -71,6 +77,8 @@ def test_readings_come_again_and_again_by_uuid(watch: Watch) -> None:
         temperature=61,
         power_mw=250_500,
         processes=[[123, 5 * GIB], [124, None]],
+        recovery=1,
+        remapped=[1, 0],
     )
     sock, _ = watch({"gpus": [full, gpu("GPU-b", "0000:04:00.0")]})
     for _ in range(3):
@@ -82,9 +90,72 @@ def test_readings_come_again_and_again_by_uuid(watch: Watch) -> None:
             "temperature_c": 61,
             "power_w": 250.5,
             "processes": [[123, 5 * GIB], [124, 0]],
+            "recovery_action": 1,
+            "remap": "pending",
         }
         assert seen["GPU-b"]["utilisation"] is None
         assert seen["GPU-b"]["processes"] == []
+        assert seen["GPU-b"]["recovery_action"] is None
+        assert seen["GPU-b"]["remap"] is None
+
+
+def test_xids_arrive_at_once_with_what_the_gpu_shows_since_then(
+    watch: Watch, tmp_path: Path
+) -> None:
+    events = tmp_path / "events"
+    events.touch()
+    pair = [gpu("GPU-a", "00000000:03:00.0"), gpu("GPU-b", "00000000:04:00.0")]
+    sock, _ = watch({"gpus": pair, "events": str(events)})
+    assert told(sock)["xids"] == []
+    with events.open("a") as file:
+        file.write(json.dumps({"gpu": 1, "xid": 48, "recovery": 1}) + "\n")
+        file.write(json.dumps({"gpu": 0, "gone": True}) + "\n")
+    heard = told_with_xids(sock)
+    assert heard["xids"] == [["GPU-b", 48, None]]
+    assert heard["gpus"]["GPU-b"]["recovery_action"] == 1
+    gone = {"error": "DeviceGetMemoryInfo: GPU is lost", "lost": True}
+    wait_for(lambda: reading(sock)["GPU-a"] == gone, "a GPU that is gone")
+
+
+def test_an_xid_is_told_until_it_could_be_sent(watch: Watch, tmp_path: Path) -> None:
+    events = tmp_path / "events"
+    events.touch()
+    busy = gpu("GPU-a", "0000:03:00.0", processes=[[1, 1]] * 300)
+    sock, child = watch({"gpus": [busy], "events": str(events)})
+    reading(sock)
+    process = psutil.Process(child.pid)
+    start = process.num_ctx_switches().voluntary
+    wait_for(lambda: process.num_ctx_switches().voluntary > start + 40, "a full line")
+    with events.open("a") as file:
+        for xid in (13, 94):
+            file.write(json.dumps({"gpu": 0, "xid": xid}) + "\n")
+    seen: list[int] = []
+    while len(seen) < 2:
+        seen += [xid for _, xid, _ in told(sock)["xids"]]
+    assert seen == [13, 94]
+
+
+def test_s36_the_kernels_log_is_heard_where_it_can_be_read(
+    watch: Watch, tmp_path: Path
+) -> None:
+    log = tmp_path / "kmsg"
+    log.write_text("NVRM: Xid (PCI:0000:03:00): 45, pid=1, long ago\n")
+    sock, _ = watch({"gpus": [gpu("GPU-a", "00000000:03:00.0")]})
+    reading(sock)
+    with log.open("a") as file:
+        file.write("NVRM: Xid (PCI:0000:03:00): 13, pid='4242', name=python\n")
+        file.write("NVRM: GPU 0000:03:00.0: GPU has fallen off the bus.\n")
+    seen = told_with_xids(sock)["xids"]
+    assert seen[0] == ["GPU-a", 13, 4242]
+    if len(seen) < 2:
+        seen += told_with_xids(sock)["xids"]
+    assert seen[1] == ["GPU-a", 79, None]
+
+
+def told_with_xids(sock: socket.socket) -> dict[str, Any]:
+    while not (heard := told(sock))["xids"]:
+        pass
+    return heard
 
 
 def test_the_process_bears_its_title(watch: Watch) -> None:
