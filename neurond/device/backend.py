@@ -113,6 +113,9 @@ Outcome = Row | ServiceError
 LoadSteps = Generator[LoadProgress, None, Resident]
 """A load in slices of at most about 50 ms, so that running streams go on."""
 
+GoldenSteps = Generator[LoadProgress, None, str]
+"""The same for the last part of a load."""
+
 
 class Backend(Protocol):
     """Pages are handed out by the engine; `sequence.pages[i]` holds its tokens
@@ -127,6 +130,13 @@ class Backend(Protocol):
     def memory(self) -> Memory: ...
 
     def load(self, spec: Load) -> LoadSteps: ...
+
+    def golden(self, model: Resident) -> GoldenSteps:
+        """Compute something known, and what this model answers to a fixed prompt.
+
+        Returns its digest, the same after every load where the device computes rightly.
+        Leaves nothing in the model.
+        """
 
     def unload(self, model: Resident) -> None: ...
 
@@ -170,5 +180,8 @@ class Backend(Protocol):
     def load_state(self, sequence: Sequence, state: Any) -> None:
         """Begin from a saved state; it may be used again by others."""
 
-    def probe(self) -> None:
-        """Compute something known. Raises when the device can't be trusted."""
+    def probe(self, *, idle: bool = False) -> None:
+        """Compute something known. Raises when the device can't be trusted.
+
+        Unless it is `idle`, a forward has failed, and what it held is freed.
+        """

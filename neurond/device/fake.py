@@ -13,10 +13,8 @@ of the cache, `fakegrammar` for grammars, `fakescript` for what a request can as
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +22,16 @@ from typing import Any, NoReturn
 
 from ipc.errors import TABLE, error_for
 from ipc.messages import Load, LoadProgress
-from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Row, Work
+from neurond.device import standins
+from neurond.device.backend import (
+    GoldenSteps,
+    LoadSteps,
+    Memory,
+    Outcome,
+    Resident,
+    Row,
+    Work,
+)
 from neurond.device.fakecache import (
     FakeCache,
     cache_spec,
@@ -47,19 +54,6 @@ from neurond.device.verdict import nan_error
 _DEFAULT_MEMORY_BYTES = 8 << 30
 _DEFAULT_MODEL_BYTES = 64 << 20
 _SLICE_S = 0.02
-_DEVICE_SIDE_ASSERT = 710
-
-
-class AcceleratorError(RuntimeError):
-    """Bears torch's name and attribute, as the classifier goes by those."""
-
-    def __init__(self, message: str, error_code: int) -> None:
-        super().__init__(message)
-        self.error_code = error_code
-
-
-class OutOfMemoryError(RuntimeError):
-    """Bears torch's name."""
 
 
 class _FakeModel:
@@ -115,6 +109,11 @@ class FakeBackend:
         self._resident[spec.model] = size_bytes
         return _resident(spec, context, size_bytes)
 
+    def golden(self, model: Resident) -> GoldenSteps:
+        self.probe(idle=True)
+        yield from ()
+        return str(model.body.options.get("golden", "fake"))
+
     def unload(self, model: Resident) -> None:
         size_bytes = self._resident.pop(model.name)
         late_s = model.body.options.get("free_after_ms", 0) / 1e3
@@ -154,7 +153,7 @@ class FakeBackend:
     def release(self, sequence: Running) -> None:
         sequence.cache = None
 
-    def probe(self) -> None:
+    def probe(self, *, idle: bool = False) -> None:
         if self._poisoned:
             _raise_device_assert()
 
@@ -258,43 +257,23 @@ def _fail_if_told(told: Any) -> None:
 
 
 def _raise_device_assert() -> NoReturn:
-    text = "CUDA error: device-side assert triggered"
-    raise AcceleratorError(text, _DEVICE_SIDE_ASSERT)
+    raise standins.poison("device_assert")
 
 
 def _raise_host_error() -> NoReturn:
     raise LookupError("no such handle")
 
 
-def _raise_shape() -> NoReturn:
-    raise RuntimeError(
-        "The size of tensor a (3960) must match the size of tensor b (2304) at "
-        "non-singleton dimension 1"
-    )
-
-
 def _raise_nan() -> NoReturn:
     raise nan_error()
 
 
-def _raise_oom() -> NoReturn:
-    raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-
-def _hang() -> NoReturn:
-    while True:
-        time.sleep(3600)
-
-
 _FAULTS: dict[str, Callable[[], object]] = {
+    **standins.ENDS,
     "exit111": lambda: os._exit(111),
-    "sigkill": lambda: os.kill(os.getpid(), signal.SIGKILL),
-    "segv": lambda: ctypes.string_at(0),
-    "abort": os.abort,
-    "hang": _hang,
     "nan": _raise_nan,
     "host_error": _raise_host_error,
     "device_assert": _raise_device_assert,
-    "shape": _raise_shape,
-    "oom": _raise_oom,
+    "shape": standins.wrong_shape,
+    "oom": standins.out_of_memory,
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from ipc.errors import ServiceError, cause_chain, error_for
@@ -66,7 +67,7 @@ class Loads:
         """One slice. Raises DeviceDied."""
         spec = self._waiting[0]
         if self._steps is None:
-            self._steps = self._backend.load(spec)
+            self._steps = self._load(spec)
             self._started_s = time.monotonic()
         left_s = self._started_s + self._deadline_s - time.monotonic()
         self._page.arm(Phase.LOAD, max(left_s, 0.001))
@@ -78,6 +79,15 @@ class Loads:
             return [self._failed(spec, error)]
         finally:
             self._page.idle()
+
+    def _load(self, spec: Load) -> LoadSteps:
+        """A load is done when the model has shown what it computes (S19)."""
+        with ExitStack() as undo:
+            model = yield from self._backend.load(spec)
+            undo.callback(self._backend.unload, model)
+            model.info["golden"] = yield from self._backend.golden(model)
+            undo.pop_all()
+        return model
 
     def _tell(self, progress: LoadProgress) -> list[LinkUp]:
         """Not every slice is worth a message."""

@@ -22,8 +22,16 @@ import psutil
 import torch
 
 from ipc.messages import Load, LoadProgress
-from neurond.device import encoder, loader, varlen
-from neurond.device.backend import LoadSteps, Memory, Outcome, Resident, Row, Work
+from neurond.device import encoder, golden, loader, varlen
+from neurond.device.backend import (
+    GoldenSteps,
+    LoadSteps,
+    Memory,
+    Outcome,
+    Resident,
+    Row,
+    Work,
+)
 from neurond.device.budget import kv_budget_bytes
 from neurond.device.computing import Computing
 from neurond.device.drawing import drawing, outcomes
@@ -31,7 +39,7 @@ from neurond.device.invariant import make_invariant
 from neurond.device.masks import Filling, Masks
 from neurond.device.numerics import is_invariant
 from neurond.device.pagedmodel import PagedModel
-from neurond.device.probe import probe
+from neurond.device.probe import give_back, probe
 from neurond.device.sampler import Sampler
 from neurond.device.sequence import Sequence
 from neurond.device.settings import DeviceSettings
@@ -86,6 +94,15 @@ class TorchBackend:
         self._resident_bytes[model.name] = model.resident_bytes
         return model
 
+    def golden(self, model: Resident) -> GoldenSteps:
+        self.probe(idle=True)
+        computing = self._models.get(model.name)
+        if computing is None:
+            return (yield from _warming(model, golden.of_vector(model)))
+        alone = len(self._resident_bytes) == 1  # or others may be streaming
+        steps = golden.of_tokens(model, computing, alone=alone)
+        return (yield from _warming(model, steps))
+
     def unload(self, model: Resident) -> None:
         del self._resident_bytes[model.name]
         self._models.pop(model.name, None)
@@ -134,7 +151,9 @@ class TorchBackend:
         self._sampler.release(sequence)
         sequence.cache = None
 
-    def probe(self) -> None:
+    def probe(self, *, idle: bool = False) -> None:
+        if not idle:
+            give_back(self._device)
         probe(self._device)
 
     def forward(self, works: Listing[Work]) -> list[Outcome]:

@@ -26,6 +26,7 @@ from ipc.messages import (
     Cancel,
     Detach,
     Hello,
+    Inject,
     Load,
     Message,
     MessageError,
@@ -36,14 +37,16 @@ from ipc.messages import (
 from ipc.process import be_first_to_go
 from ipc.status import Phase, StatusWriter
 from neurond.device.backend import Backend
+from neurond.device.backends import make_backend
 from neurond.device.engine import Engine
+from neurond.device.idleprobe import IdleProbe
+from neurond.device.injection import InjectingBackend
 from neurond.device.loads import Loads
 from neurond.device.mailbox import Mailboxes
 from neurond.device.outcomes import Addressed
-from neurond.device.preload import ENVIRONMENT
 from neurond.device.reports import Reports
 from neurond.device.settings import DeviceSettings
-from neurond.device.verdict import DeviceDied, died
+from neurond.device.verdict import FATAL_CLASSES, DeviceDied, died, fault_class
 
 _IDLE_POLL_MS = 100
 _MEMORY_EVERY_S = 1.0
@@ -81,18 +84,6 @@ def main(  # noqa: PLR0913  what the fork hands over
     os._exit(code)
 
 
-def make_backend(kind: str, settings: DeviceSettings) -> Backend:
-    """The backend of a device kind; only a real one imports torch."""
-    if kind == "fake":
-        from neurond.device.fake import FakeBackend
-
-        return FakeBackend(settings.memory_bytes)
-    os.environ.update(ENVIRONMENT)  # the zygote did; it must stand before the import
-    from neurond.device.runner import TorchBackend
-
-    return TorchBackend(kind, settings)
-
-
 class Worker:
     """Owns link and page; the engine owns the sequences, the mailboxes the rings."""
 
@@ -116,6 +107,7 @@ class Worker:
         self._stopping = False
         self._memory_told_s = 0.0
         self._reports = Reports(link)
+        self._idle_probe = IdleProbe(backend, page, settings, generation=generation)
         self._engine = Engine(backend, page, settings, journal, generation=generation)
         drop_requests = self._engine.drop_worker
         self._mailboxes = Mailboxes(journal, page, self._poll, drop_requests)
@@ -138,8 +130,11 @@ class Worker:
         except LinkClosed:
             return EXIT_OK
         except DeviceDied as death:
-            self._say_last_words(death)
-            return EXIT_TEMPORARY
+            return self._say_last_words(death)
+        except Exception as error:  # the step border: pages, states, memory
+            if fault_class(error) not in FATAL_CLASSES:
+                raise
+            return self._say_last_words(self._died(error))
         return EXIT_OK
 
     def _open(self) -> None:
@@ -161,9 +156,7 @@ class Worker:
         try:
             return self._backend.open()
         except Exception as error:  # the step border: a context that can't be had
-            raise died(
-                error, model="", generation=self._generation, requests=()
-            ) from error
+            raise self._died(error) from error
 
     def _turn(self) -> None:
         self._take_orders()
@@ -172,6 +165,7 @@ class Worker:
             self._load_slices()
         if self._engine.busy:
             self._deliver(self._engine.step())
+            self._idle_probe.put_off()
         self._reports.flush()
         flushed = self._mailboxes.flush()
         if self._loads.busy or self._stopping or not self._engine.is_stalled:
@@ -182,6 +176,8 @@ class Worker:
     def _wait(self, timeout_ms: int) -> None:
         """Sleep until someone rings; the page shows a beat at every turn."""
         self._page.idle()
+        if not self._engine.busy:
+            self._idle_probe.turn()
         self._refresh_memory()
         if self._mailboxes.park():
             self._poll.poll(timeout_ms)
@@ -215,6 +211,8 @@ class Worker:
                 self._unload(model)
             case Stop():
                 self._stopping = True
+            case Inject() if isinstance(self._backend, InjectingBackend):
+                self._inject(self._backend, message)
             case _:
                 kind = type(message).__name__
                 self._journal.error("order not understood", order=kind)
@@ -223,6 +221,19 @@ class Worker:
         self._loads.cancel(model)
         self._deliver(self._engine.drop_model(model))
         self._reports.put(Unloaded(model, self._publish_memory()))
+
+    def _inject(self, backend: InjectingBackend, order: Inject) -> None:
+        self._journal.warning(
+            "a fault is to be simulated",
+            event="fault.ordered",
+            fault=order.fault,
+            at_step=order.at_step,
+            times=order.times,
+        )
+        try:
+            backend.inject(order)
+        except ValueError as error:
+            self._journal.error("order not understood", fault=str(error))
 
     def _load_slices(self) -> None:
         """As many as fit into their share of a turn: most take a millisecond or less,
@@ -264,7 +275,12 @@ class Worker:
         self._mailboxes.flush()
         self._reports.flush()
 
-    def _say_last_words(self, death: DeviceDied) -> None:
+    def _died(self, error: Exception) -> DeviceDied:
+        """Outside of steps: no request is charged."""
+        return died(error, model="", generation=self._generation, requests=())
+
+    def _say_last_words(self, death: DeviceDied) -> int:
+        """The exit code."""
         fault = death.fault
         self._journal.error(
             "device fault, ending",
@@ -277,3 +293,4 @@ class Worker:
             self._reports.last_words(fault)
         except LinkClosed:
             pass  # the supervisor went first; nobody is left to be told
+        return EXIT_TEMPORARY

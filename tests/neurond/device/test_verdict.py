@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ipc.errors import CapacityError, DeviceFault, HostError, error_for
-from neurond.device.fake import AcceleratorError, OutOfMemoryError
+from neurond.device.standins import AcceleratorError, OutOfMemoryError
 from neurond.device.verdict import as_service_error, died, error_code, fault_class
 
 
