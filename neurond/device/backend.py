@@ -156,8 +156,8 @@ class Backend(Protocol):
     def forward(self, works: Listing[Work]) -> list[Outcome]:
         """One outcome per work, in order: chunks of prefill and decode rows mixed.
 
-        A Row says that the work's last position came out finite, also where no token
-        was due: what is computed up to there is shared from then on. Raises when the
+        A Row that isn't paused says that what the work computed is finite, also where
+        no token was due: it is shared from then on. Raises when the
         forward as a whole failed; it is then tried again, all rows or each alone, from
         the same `num_computed`, so states must not have moved.
         """

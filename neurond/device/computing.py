@@ -60,6 +60,10 @@ class Computing(Protocol):
     def go_on(self, work: Work, seconds: float) -> Logits | None:
         """Begin or continue a work for about so long; None: it isn't done yet."""
 
+    def unsound(self, works: Listing[Work]) -> list[int]:
+        """Indices of the works just computed that left in pages, which others may come
+        to share, what isn't finite."""
+
     def release(self, sequence: Sequence) -> None:
         """Drop what is held for it."""
 

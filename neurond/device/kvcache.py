@@ -5,8 +5,8 @@ for a sequence are there, after the prefix store has yielded what is needed (S28
 keeps `sequence.pages` true before a forward sees it.
 
 Invariants: a page that another sequence or the store refers to is written only behind
-the tokens that they share; only tokens proven sound (a finite result was drawn behind
-them) are published; whatever way a sequence ends, `release` gives everything back.
+the tokens that they share; only tokens proven sound (what a forward computed for them
+is finite) are published; whatever way a sequence ends, `release` gives everything back.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from neurond.device import soundness
 from neurond.device.backend import CacheSpec, Work
 from neurond.device.batch import Batch, make_batch, spans_of
 from neurond.device.computing import Logits, collect, held
@@ -112,6 +113,9 @@ class PagedModel:
             if is_capturable(self._body.module)
             else None
         )
+
+    def unsound(self, works: Listing[Work]) -> list[int]:
+        return soundness.unsound(self._pool, works)
 
     def release(self, sequence: Sequence) -> None:
         if self._states.layers and held(sequence).slot >= 0:

@@ -37,6 +37,10 @@ class PrivateModel:
         """It never pauses."""
         return self.compute([work])
 
+    def unsound(self, works: Listing[Work]) -> list[int]:
+        """None: nothing is shared."""
+        return []
+
     def release(self, sequence: Sequence) -> None:
         """Its cache goes with `sequence.cache`."""
 

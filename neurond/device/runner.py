@@ -5,7 +5,7 @@ forward computes any mix of prefill chunks and decode rows of one model and draw
 tokens that are due.
 
 Invariants: a row with NaN never leaves, its error is its own; on CUDA a step waits for
-the device once, where its tokens are read.
+the device once, where its tokens are read, and then looks at its chunks of prefill.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import psutil
 import torch
 
 from ipc.messages import Load, LoadProgress
-from neurond.device import encoder, golden, loader, varlen
+from neurond.device import encoder, golden, loader, soundness, varlen
 from neurond.device.backend import (
     GoldenSteps,
     LoadSteps,
@@ -189,6 +189,7 @@ class TorchBackend:
             else:
                 bitmask = _filling(masks, [work]).take()
                 found += outcomes([work], last, self._sampler, bitmask)
+        soundness.judge(model, works, found)
         for index in drawing(works):
             outcome = found[index]
             if isinstance(outcome, Row) and outcome.token is not None:

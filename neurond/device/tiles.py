@@ -86,6 +86,9 @@ class TiledModel:
         """It never pauses."""
         return self.compute([work])
 
+    def unsound(self, works: Listing[Work]) -> list[int]:
+        return self.paged.unsound(works)
+
     def release(self, sequence: Sequence) -> None:
         self.paged.release(sequence)
 

@@ -160,7 +160,7 @@ def damaged(folders: dict[str, Path], tmp_path: Path) -> Host:
     tensors = load_file(folder / "model.safetensors")
     tensors["model.embed_tokens.weight"][BAD] = torch.nan
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    host = Host()
+    host = Host(prefill_chunk=32)
     host.load(folder)
     return host
 
@@ -181,6 +181,24 @@ def test_s02_nan_fails_its_row_and_the_others_go_on_unchanged(
     assert failed.error[0] == "nan_logits"
     assert damaged.page.read().counters["nan_total"] == 1
     assert "model NOT marked poisoned" in damaged.written.getvalue()
+
+
+def test_s02_nan_in_a_chunk_ends_the_request_and_nothing_of_it_is_shared(
+    damaged: Host,
+) -> None:
+    """Also where more of the prompt is to come, and no token is drawn yet."""
+    prompt = (1, 2, BAD, *(i for i in PROMPTS[3] if i != BAD))
+    damaged.engine.submit(WORKER, make_submit(1, prompt))
+    first = [message for _, message in damaged.engine.step()]
+    failed = ends(first)[1]
+    assert isinstance(failed, Failed)
+    assert failed.error[0] == "nan_logits"
+    damaged.engine.submit(WORKER, make_submit(2, prompt))
+    assert damaged.engine.kv.budget.cached_bytes == 0
+    assert isinstance(ends(damaged.drain())[2], Failed)
+    good = make_submit(3, prompt[3:])
+    assert not isinstance(damaged.engine.submit(WORKER, good), Failed)
+    assert isinstance(ends(damaged.drain())[3], Finished)
 
 
 def test_s02_a_shape_error_in_a_forward_fails_that_request_only(host: Host) -> None:
