@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from ipc.attach import AttachServer, WorkerLink
+from ipc.attachwire import Quarantine
 from ipc.channel import DeviceEnd, create_pair
 from ipc.control import ControlServer
 from ipc.journal import Journal
@@ -56,13 +57,13 @@ class Device:
         return [m.id for m in self.got if isinstance(m, Cancel)]
 
     def answer(self, submit: Submit) -> None:
-        script = script_for(submit.ids, {}, submit.max_tokens)
+        num_prompt = submit.num_prompt
+        script = script_for(submit.ids[:num_prompt], {}, submit.max_tokens)
         ids = script.answer[: submit.max_tokens]
         self.end.send(Accepted(submit.id, 0, 0))
-        for index, token in enumerate(ids):
-            self.end.send(Tokens((row_of(submit, index, token),)))
+        for index in range(len(submit.ids) - num_prompt, len(ids)):
+            self.end.send(Tokens((row_of(submit, index, ids[index]),)))
         reason = "stop" if len(ids) < submit.max_tokens else "length"
-        num_prompt = len(submit.ids)
         self.end.send(Finished(submit.id, reason, num_prompt, len(ids), 0))
 
     def begin(self, submit: Submit, text: str = "") -> None:
@@ -91,6 +92,7 @@ class Stage:
         self.path = tmp_path
         self.log = io.StringIO()
         self.links: list[WorkerLink] = []
+        self.quarantined: list[Quarantine] = []
         self.orders: list[tuple[str, dict[str, Any]]] = []
         self.answers: dict[str, Any] = {}
         self.device: Device | None = None
@@ -131,20 +133,33 @@ class Stage:
             on_lost=lambda link: self.links.remove(link),
             limit=4,
             allow=lambda _peer: True,
+            on_quarantine=lambda _link, told: self.quarantined.append(told),
         )
         self.attach.start(loop)
 
-    async def raise_device(self, generation: int) -> Device:
+    async def raise_device(
+        self,
+        generation: int,
+        name: str = "gpu-0",
+        on_submit: Callable[[Submit], None] | None = None,
+    ) -> Device:
         """Hand out a pair, as after a device became ready."""
         pair = create_pair(generation=generation)
-        self.links[0].send_pair("gpu-0", generation, pair, sealed=False)
+        self.links[0].send_pair(name, generation, pair, sealed=False)
         self.device = Device(DeviceEnd(pair, generation=generation))
-        await until(lambda: self.worker.is_attached("gpu-0"))
+        self.device.on_submit = on_submit or self.device.on_submit
+        await until(lambda: self.worker.is_attached(name))
         return self.device
 
-    async def kill_device(self, generation: int) -> None:
+    async def kill_device(
+        self,
+        generation: int,
+        suspects: tuple[tuple[int, int], ...] = (),
+        convicted: tuple[int, ...] = (),
+    ) -> None:
         assert self.device is not None
-        self.links[0].send_down("gpu-0", generation, "killed")
+        words = "killed"
+        self.links[0].send_down("gpu-0", generation, words, suspects, convicted)
         self.device.close()
         self.device = None
         await until(lambda: not self.worker.is_attached("gpu-0"))

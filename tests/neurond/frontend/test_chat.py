@@ -13,16 +13,7 @@ import pytest
 from ipc.errors import error_for
 from ipc.messages import Failed, Finished, Submit, TokenRow, Tokens
 from tests.neurond.frontend.stage import Device, Stage, on_stage, until
-
-
-def frames(body: bytes) -> list[Any]:
-    """The data of each frame, parsed; [DONE] as text, comments left out."""
-    found: list[Any] = []
-    for frame in body.decode().split("\n\n"):
-        if frame.startswith("data: "):
-            data = frame[6:]
-            found.append(data if data == "[DONE]" else json.loads(data))
-    return found
+from tests.neurond.serving.asgi import frames
 
 
 def text_of(chunks: list[Any], index: int = 0) -> str:
@@ -143,7 +134,7 @@ def test_s09_a_client_that_leaves_in_mid_stream_cancels_its_request(
     on_stage(tmp_path, play)
 
 
-def test_a_device_that_dies_in_mid_stream_ends_it_with_an_error_and_no_done(
+def test_without_resume_a_death_in_mid_stream_ends_it_with_an_error_and_no_done(
     tmp_path: Path,
 ) -> None:
     async def play(stage: Stage) -> None:
@@ -164,7 +155,7 @@ def test_a_device_that_dies_in_mid_stream_ends_it_with_an_error_and_no_done(
         assert answer.status == 503
         assert int(answer.headers["retry-after"]) >= 1
 
-    on_stage(tmp_path, play)
+    on_stage(tmp_path, play, resume=False)
 
 
 def test_a_new_generation_serves_again_and_the_old_one_is_never_heard(

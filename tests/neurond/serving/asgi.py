@@ -65,3 +65,13 @@ async def exchange(
     }
     await app(scope, receive, send)
     return answer
+
+
+def frames(body: bytes) -> list[Any]:
+    """The data of each frame, parsed; [DONE] as text, comments left out."""
+    found: list[Any] = []
+    for frame in body.decode().split("\n\n"):
+        if frame.startswith("data: "):
+            data = frame[6:]
+            found.append(data if data == "[DONE]" else msgspec.json.decode(data))
+    return found
