@@ -13,7 +13,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from ipc.messages import Accepted, Finished, Submit
 from neurond.device import fakemodel
 from tests.neurond.frontend.stage import Stage, on_stage, until
-from tests.neurond.frontend.test_chat import frames, text_of
+from tests.neurond.frontend.test_chat import text_of
+from tests.neurond.serving.asgi import frames
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}

@@ -22,8 +22,7 @@ from ipc.messages import (
     Tokens,
 )
 from tests.neurond.frontend.stage import JSON, MODEL, Device, Stage, on_stage, until
-from tests.neurond.frontend.test_chat import frames
-from tests.neurond.serving.asgi import Answer
+from tests.neurond.serving.asgi import Answer, frames
 
 PATH = "/v1/completions"
 

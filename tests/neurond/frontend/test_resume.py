@@ -299,8 +299,8 @@ def test_a_parked_request_waits_or_moves(
 
 @pytest.mark.parametrize("status", ["failed", "unloading", "unloaded", None])
 def test_a_parked_request_ends_with_its_model(status: str | None) -> None:
-    fact = status and {"status": status, "devices": [], "error": None}
-    decided = fate("a", fact or None, {"a": "ready"})
+    fact = {"status": status, "devices": [], "error": None} if status else None
+    decided = fate("a", fact, {"a": "ready"})
     assert isinstance(decided, ServiceError)
     assert (decided.code, decided.status) == ("no_healthy_node", 503)
     assert decided.retry_after_s is not None
