@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from neurond import startups
+
 
 class FaultClass(StrEnum):
     """Who must act: caller, whoever adds room, we, this device, its group, a peer."""
@@ -96,10 +98,6 @@ _HARMLESS_CODES: dict[int, FaultClass] = {2: FaultClass.CAPACITY} | dict.fromkey
     (701, 1, 9, 98, 101, 400, *range(900, 909)),
     FaultClass.HOST,
 )
-_STARTUP_CODES = frozenset({3, 35, 46, 100, 127, 802, 803, 804, 805})
-_PERMANENT_CODES = frozenset({35, 803, 804})
-"""The driver and CUDA don't fit together; no retry changes that."""
-
 _POISON_TEXTS = {
     # cudaGetErrorString; "device-side assert" alone stands in torch's advice, too
     "an illegal memory access was encountered": 700,
@@ -179,17 +177,9 @@ def charges(
         return False
     known = _poisons(line.lower() for line in chain)
     codes = known if code is None or code < 0 else {*known, code}
-    return codes.isdisjoint({_ECC, _NVLINK, _CONTAINED} | _STARTUP_CODES)
-
-
-def is_startup(code: int) -> bool:
-    """CUDA can't be used at all: `cuda_unavailable`, and nothing was running."""
-    return code in _STARTUP_CODES
-
-
-def may_retry(code: int) -> bool:
-    """Whether a later start could go better without a change of the host."""
-    return code not in _PERMANENT_CODES
+    if startups.code_of(code, chain) is not None:
+        return False
+    return codes.isdisjoint({_ECC, _NVLINK, _CONTAINED})
 
 
 def _by_type(names: frozenset[str], code: int | None) -> FaultClass | None:

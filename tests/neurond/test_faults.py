@@ -12,9 +12,7 @@ from neurond.faults import (
     charges,
     class_of_code,
     classify,
-    is_startup,
     judge,
-    may_retry,
 )
 
 CLIENT, CAPACITY, HOST = FaultClass.CLIENT, FaultClass.CAPACITY, FaultClass.HOST
@@ -270,6 +268,7 @@ def test_each_cuda_code_has_its_class(code: int) -> None:
         (None, ("RuntimeError: CUDA error: uncorrectable ECC error",), False),
         (-1, ("RuntimeError: uncorrectable NVLink error detected",), False),
         (719, ("AcceleratorError: CUDA error: Uncorrectable ECC error",), False),
+        (-1, ("RuntimeError: Error 803: system has unsupported driver",), False),
     ],
 )
 def test_only_faults_of_the_application_make_suspects(
@@ -281,12 +280,6 @@ def test_only_faults_of_the_application_make_suspects(
 @pytest.mark.parametrize("other", [c for c in FaultClass if c is not DEVICE])
 def test_no_other_class_charges_anyone(other: FaultClass) -> None:
     assert not charges(other, 700)
-
-
-def test_start_up_codes_say_whether_to_try_again() -> None:
-    assert all(is_startup(code) for code in (3, 35, 46, 100, 127, 802, 803, 804, 805))
-    assert not is_startup(700)
-    assert [code for code in (35, 46, 802, 803, 804) if may_retry(code)] == [46, 802]
 
 
 @given(
