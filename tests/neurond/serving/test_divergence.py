@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from neurond.serving import divergence
 from neurond.serving.divergence import (
+    EARLY_MESSAGES,
     MAX_PROMPTS,
+    Mark,
     Prompt,
     Recent,
     num_shared,
@@ -85,6 +87,53 @@ def test_another_answer_to_the_last_message_is_no_divergence() -> None:
 def test_another_conversation_with_the_same_agent_is_none() -> None:
     other = says("user", "Fix the tests. " * 8)
     assert found(rendered(SYS, USER, ANSWER, MORE), rendered(SYS, other)) is None
+
+
+def test_noise_in_the_users_first_message_is_found() -> None:
+    """What follows it shows that it is the same conversation."""
+    first, later = (says("user", f"{n} o'clock. {QUESTION}") for n in (1, 2))
+    told = found(
+        rendered(SYS, first, ANSWER, MORE, ANSWER, MORE),
+        rendered(SYS, later, ANSWER, MORE, ANSWER, MORE, ANSWER, MORE),
+    )
+    assert told is not None
+    assert (told.message, told.role) == (1, "user")
+
+
+def test_only_early_messages_tell_whose_conversation_it_is() -> None:
+    """Beyond them a comparison with hundreds of prompts would hold everybody up."""
+    ours, others = (
+        [says("user", f"{who} {n} {QUESTION}") for n in range(EARLY_MESSAGES)]
+        for who in ("we", "they")
+    )
+    assert found(rendered(*ours, ANSWER, MORE), rendered(*others, ANSWER, MORE)) is None
+    alike = [*others[:-1], ours[-1]]
+    assert found(rendered(*ours, ANSWER), rendered(*alike, ANSWER)) is not None
+
+
+def test_a_prompt_of_many_messages_is_compared_by_few_of_them() -> None:
+    """Marks that count how often they are looked at, not the time that it takes."""
+
+    class Counted(Mark):
+        looks = 0
+
+        def __eq__(self, other: object) -> bool:
+            Counted.looks += 1
+            return super().__eq__(other)
+
+        __hash__ = Mark.__hash__
+
+    def counted(who: int) -> Prompt:
+        made = prompt_of(range(who, who + 4000), [])
+        marks = [Counted("user", who * 5000 + n, 9) for n in range(4000)]
+        return Prompt(made.ids, tuple(marks), 0)
+
+    recent = Recent()
+    for who in range(32):
+        recent.add(KEY, counted(who))
+    Counted.looks = 0
+    recent.add(KEY, counted(99))
+    assert Counted.looks <= 32
 
 
 def test_a_title_request_about_the_same_message_is_another_conversation() -> None:
