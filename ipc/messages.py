@@ -101,8 +101,8 @@ class Convert:
 class Inject:
     """Simulate a fault (`[faults] injection`), `times` times; 0 takes it back.
 
-    From the `at_step`-th step from now on, counted from 1; `request`: only in steps in
-    which that id runs, 0 = any.
+    From the `at_step`-th step from now on, counted from 1, 0 = at once; `request`: only
+    in steps in which that id runs, 0 = any.
     """
 
     kind: ClassVar[int] = 38

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ipc.attach import AttachServer
+from ipc.attach import AttachServer, WorkerLink
+from ipc.attachwire import Quarantine
 from ipc.child import Exit, Reaper
 from ipc.eventlog import EventLog
 from ipc.journal import Journal
 from ipc.peer import is_operator
 from neurond.config import Config
 from neurond.desired import Desired
-from neurond.deviceslot import DeviceSlot, Owner
+from neurond.deviceowner import Owner
+from neurond.deviceslot import DeviceSlot
 from neurond.discovery import DeviceSpec
 from neurond.effects import Effects
 from neurond.forker import Forker
@@ -70,6 +72,7 @@ def device_of(
         forker,
         reaper,
         boot_deadline_s=given.config.limits.boot_deadline_s,
+        load_deadline_s=given.config.limits.load_deadline_s,
     )
 
 
@@ -83,11 +86,16 @@ def lifecycle_of(given: Given, effects: Effects) -> Lifecycle:
     )
 
 
-def attach_of(given: Given, rings: Rings) -> AttachServer:
+def attach_of(
+    given: Given,
+    rings: Rings,
+    on_quarantine: Callable[[WorkerLink, Quarantine], None],
+) -> AttachServer:
     return AttachServer(
         given.listeners.attach,
         on_attached=rings.worker_attached,
         on_lost=rings.worker_lost,
         limit=2 * given.config.node.workers + _LOCAL_PEERS,
         allow=is_operator,
+        on_quarantine=on_quarantine,
     )

@@ -44,6 +44,7 @@ class DeviceProcess:
         self._reader = StatusReader(self._page_fd)
         self._child: Child | None = None
         self._is_closed = False
+        self._is_killed = False
 
     @property
     def pid(self) -> int | None:
@@ -58,9 +59,9 @@ class DeviceProcess:
             self._theirs.close()
         self._child = child
         self._reaper.watch(child, self._exited)
-        if self._is_closed:  # given up while it was forked
+        if self._is_closed or self._is_killed:  # given up while it was forked
             child.kill()
-        else:
+        if not self._is_closed:
             self._loop.add_reader(self._link.fileno(), self.read)
 
     def view(self) -> PageView:
@@ -77,6 +78,8 @@ class DeviceProcess:
         return True
 
     def kill(self) -> None:
+        """SIGKILL; one that is still being forked dies as soon as it is there."""
+        self._is_killed = True
         if self._child is not None:
             self._child.kill()
 

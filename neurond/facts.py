@@ -17,18 +17,16 @@ from typing import Any
 
 import ipc
 from ipc.attachwire import PROTOCOL
-from ipc.errors import TABLE
 from ipc.status import ModelRow, PageView
+from neurond import health
 from neurond.deviceslot import DeviceSlot
 from neurond.discovery import HostFacts
 from neurond.modelid import EMBEDDED_SOURCE, EMBEDDER_SOURCE
 from neurond.modelrecord import ModelRecord
-from neurond.states import DeviceState, ModelStatus
+from neurond.states import ModelStatus
 
 SCHEMA = 1
-_AWAY = (DeviceState.DYING, DeviceState.BACKOFF, DeviceState.FAILED)
 _EMBEDDED_KINDS = {EMBEDDED_SOURCE: "chat", EMBEDDER_SOURCE: "embedding"}
-_NEVER_UP = (DeviceState.ABSENT, DeviceState.STARTING)
 
 Facts = dict[str, Any]
 
@@ -46,6 +44,7 @@ class Own:
     host: HostFacts
     cuda_problem: str
     foreign_bytes: Mapping[str, int]
+    quarantined: Sequence[Facts] = ()
 
 
 def of_node(
@@ -69,8 +68,8 @@ def of_node(
         "time_s": time.time(),
         "started_s": own.started_s,
         "version": versions(),
-        "state": _state(own, shown, models),
-        "health": _health(own, shown, models),
+        "state": health.state_of(shown, models, own.cuda_problem, own.is_stopping),
+        "health": health.lines_of(shown, models, own.cuda_problem),
         "listen": dict(own.listen),
         "host": {
             "cores": own.host.cores,
@@ -80,6 +79,7 @@ def of_node(
         },
         "devices": shown,
         "models": models,
+        "quarantined": list(own.quarantined),
     }
 
 
@@ -111,7 +111,8 @@ def _device(
     models: list[str],
     foreign_bytes: Mapping[str, int],
 ) -> Facts:
-    counters = device.odometer.counters(view)
+    history = device.history
+    counters = history.odometer.counters(view)
     gauges = view.gauges if view else {}
     return {
         "device": device.name,
@@ -132,8 +133,13 @@ def _device(
         "waiting": gauges.get("waiting", 0),
         "emitted_tokens_total": counters["emitted_tokens_total"],
         "counters": counters,
-        "deaths_total": device.deaths,
-        "last_fault": device.last_fault,
+        "deaths_total": history.deaths,
+        "faults_total": dict(history.faults),
+        "suspects_total": history.num_suspects,
+        "convicted_total": history.num_convicted,
+        "recovery": history.recovery.facts(),
+        "cure": device.cure,
+        "last_fault": history.last_fault,
     }
 
 
@@ -251,39 +257,3 @@ def _capabilities(record: ModelRecord) -> Facts:
         "tools": False,
         "reasoning": False,
     }
-
-
-def _state(own: Own, devices: Sequence[Facts], models: Sequence[Facts]) -> str:
-    if own.is_stopping:
-        return "stopping"
-    if all(device["state"] in _NEVER_UP for device in devices):
-        return "starting" if devices else "impaired"
-    is_hurt = any(device["state"] in _AWAY for device in devices)
-    has_failed = any(model["status"] == ModelStatus.FAILED for model in models)
-    return "impaired" if is_hurt or has_failed or own.cuda_problem else "ready"
-
-
-def _health(
-    own: Own, devices: Sequence[Facts], models: Sequence[Facts]
-) -> list[dict[str, str]]:
-    """One line per thing that an operator may want to act on, with the next command."""
-    lines = []
-    if own.cuda_problem:
-        lines.append(_line("error", "cuda_unavailable", own.cuda_problem))
-    for device in devices:
-        if device["state"] in _AWAY:
-            text = f"device {device['device']} is {device['state']}: {device['reason']}"
-            is_out = device["state"] == DeviceState.FAILED
-            code = "device_failed" if is_out else "device_fault"
-            lines.append(_line("error" if is_out else "warning", code, text))
-    for model in models:
-        if model["status"] == ModelStatus.FAILED:
-            wire = model["error"]
-            text = f"model {model['id']} could not be loaded: {model['reason']}"
-            lines.append(_line("warning", wire[0] if wire else "load_failed", text))
-    return lines
-
-
-def _line(level: str, code: str, text: str) -> dict[str, str]:
-    row = TABLE[code]
-    return {"level": level, "code": row.ref, "text": text, "next": row.next_command}

@@ -26,13 +26,17 @@ def of_node(
     records: Iterable[ModelRecord],
     processes: Mapping[str, int | None],
     restarts: Mapping[str, int],
+    quarantine: Mapping[str, int] | None = None,
 ) -> Figures:
-    """`processes`: name → pid; None for ourselves or for one that does not run."""
+    """`processes`: name → pid; None for ourselves or for one that does not run.
+    `quarantine`: requests in it now (`held`) and put there since the start (`total`).
+    """
     return {
         "devices": [_device(device) for device in devices],
         "models": _models(devices, records),
         "processes": _sizes(processes),
         "restarts_total": dict(restarts),
+        "quarantine": dict(quarantine or {}),
     }
 
 
@@ -49,16 +53,21 @@ def _models(
 
 
 def _device(device: DeviceSlot) -> Figures:
-    view = device.view()
+    view, history = device.view(), device.history
     return {
         "device": device.name,
         "kind": device.spec.kind,
         "state": str(device.state),
         "generation": device.generation,
-        "counters": device.odometer.counters(view),
+        "counters": history.odometer.counters(view),
         "gauges": dict(view.gauges) if view else {},
-        "series": device.odometer.series(view),
-        "deaths_total": device.deaths,
+        "series": history.odometer.series(view),
+        "deaths_total": history.deaths,
+        "faults_total": dict(history.faults),
+        "suspects_total": history.num_suspects,
+        "convicted_total": history.num_convicted,
+        "recovery": history.recovery.series(),
+        "state_seconds_total": history.states.totals_s(),
         "memory_total_bytes": device.memory_total_bytes,
         "memory_free_bytes": device.memory_free_bytes(),
     }

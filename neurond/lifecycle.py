@@ -56,7 +56,7 @@ class Lifecycle:
         self._effects = effects
         self._load_deadline_s = load_deadline_s
         self._drain_s = drain_s
-        self._placement = Placement(effects.devices, self.records)
+        self.placement = Placement(effects.devices, self.records)
         self.preparation = Preparation(effects)
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -125,13 +125,13 @@ class Lifecycle:
 
     def device_hello(self, device: DeviceSlot) -> None:
         """Load again what it had; it serves when all of it is back."""
-        for record in self._placement.on(device):
+        for record in self.placement.on(device):
             device.send(record.load_on(device.generation))
         self._serve_if_whole(device)
 
     def device_lost(self, device: DeviceSlot, reason: str) -> None:
         """What was being unloaded is gone with it; the rest comes back, if it can."""
-        for record in self._placement.on(device):
+        for record in self.placement.on(device):
             was_loading = record.status in _LOADING
             record.move(ModelEvent.DEVICE_LOST)
             record.reason = reason
@@ -147,9 +147,9 @@ class Lifecycle:
     def device_failed(self, device: DeviceSlot) -> None:
         """It won't come back by itself; its models go to another, if one may."""
         text = f"device {device.name} was taken out: {device.reason}"
-        for record in self._placement.on(device):
+        for record in self.placement.on(device):
             record.devices.clear()
-            if record.is_wanted and self._placement.has_hope(record):
+            if record.is_wanted and self.placement.has_hope(record):
                 record.move(ModelEvent.DEVICE_LOST)
                 record.loaded = None
                 self._work_on(record, self._load(record))
@@ -166,7 +166,7 @@ class Lifecycle:
                 self._failed(self.records[name], from_wire(wire))
                 self._serve_if_whole(device)
             case Unloaded(model=name) if name in self.records:
-                self._placement.freed(device)
+                self.placement.freed(device)
                 self._unloaded(self.records[name])
             case _:
                 pass  # of a model that is gone, or nothing of ours
@@ -182,7 +182,7 @@ class Lifecycle:
     async def _load(self, record: ModelRecord) -> None:
         try:
             await asyncio.wait_for(self.preparation.run(record), self._load_deadline_s)
-            device = await self._placement.find(record, self._load_deadline_s)
+            device = await self.placement.find(record, self._load_deadline_s)
         except TimeoutError:
             text = "the model's files could not be made ready in time"
             self._failed(record, HostError(text, code="load_failed"))
@@ -257,7 +257,7 @@ class Lifecycle:
 
     async def _unload(self, record: ModelRecord) -> None:
         """Requests that run may end; then the device lets go, if it has it at all."""
-        slots = [s for s in self._placement.of(record) if s.has_said_hello]
+        slots = [s for s in self.placement.of(record) if s.has_said_hello]
         deadline_s = time.monotonic() + self._drain_s
         while is_used(record.spec.id, slots) and time.monotonic() < deadline_s:
             await asyncio.sleep(_POLL_S)
@@ -269,7 +269,7 @@ class Lifecycle:
     # ---- small things
 
     def _serve_if_whole(self, device: DeviceSlot) -> None:
-        waiting = [r for r in self._placement.on(device) if r.loaded is None]
+        waiting = [r for r in self.placement.on(device) if r.loaded is None]
         is_starting = device.state is DeviceState.STARTING and device.has_said_hello
         if is_starting and not waiting:
             device.serving()

@@ -8,6 +8,7 @@ lifecycle and the device slots.
     events {since, limit}                             what was
     load unload {model_id, wait, if_match, …}         answers {status, model, version}
     respawn {device}   stop                           orders
+    faults   inject {device, kind, at_step, …}        simulated, where that is allowed
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ipc.operations import shared_operations
 from ipc.peer import Peer, is_operator
 from neurond import facts, loadorder
 from neurond.config import Config
+from neurond.injecting import Injector
 from neurond.lifecycle import Lifecycle
 from neurond.modelrecord import ModelRecord
 
@@ -42,6 +44,7 @@ class Orders:
     want: Callable[[ModelRecord], None]
     release: Callable[[str], None]
     respawn: Callable[[str], None]
+    injector: Injector
     stop: Callable[[], None]
 
 
@@ -55,7 +58,10 @@ class Operators:
     ) -> None:
         self._orders = orders
         self._config = config
-        own = ("version", "settings", "metrics", "files", "load", "unload", "respawn")
+        own = (
+            *("version", "settings", "metrics", "files", "load", "unload", "respawn"),
+            *("faults", "inject"),
+        )
         self._server = ControlServer(
             listener,
             {
@@ -124,6 +130,12 @@ class Operators:
     async def _respawn_op(self, args: Facts, _peer: Peer) -> Facts:
         self._orders.respawn(str(args.get("device", "")))
         return {}
+
+    async def _faults_op(self, _args: Facts, _peer: Peer) -> Facts:
+        return self._orders.injector.faults()
+
+    async def _inject_op(self, args: Facts, _peer: Peer) -> Facts:
+        return self._orders.injector.inject(args)
 
     async def _outcome(
         self, record: ModelRecord, args: Facts, then: Callable[[ModelRecord], None]

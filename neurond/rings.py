@@ -17,6 +17,7 @@ from ipc.journal import Journal
 from ipc.messages import Attach, Detach
 from ipc.pair import create_pair
 from neurond.deviceslot import DeviceSlot
+from neurond.suspects import Charge
 
 
 class Rings:
@@ -45,9 +46,11 @@ class Rings:
         for worker in list(self._workers.values()):
             self._join(worker, device)
 
-    def device_down(self, device: DeviceSlot, reason: str) -> None:
+    def device_down(self, device: DeviceSlot, reason: str, charge: Charge) -> None:
+        """Whose request an id is only its worker knows; each is told of all."""
+        charged = (charge.suspects, charge.convicted)
         for worker in list(self._workers.values()):
-            worker.send_down(device.name, device.generation, reason)
+            worker.send_down(device.name, device.generation, reason, *charged)
 
     def _join(self, worker: WorkerLink, device: DeviceSlot) -> None:
         """No memory or descriptors for rings: the worker does without the device."""

@@ -127,6 +127,8 @@ FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 30.0
 MOST_UNPRODUCTIVE = 5
 """Lives in a row without a token after which a device is taken out (S17)."""
+MOST_FAILED_STARTS = 10
+"""Processes in a row that could not be started, by fork or exec: we can't act (S13)."""
 
 
 def next_device_state(state: DeviceState, event: DeviceEvent) -> DeviceState:
@@ -154,3 +156,7 @@ def pause_s(num_unproductive: int) -> float:
 
 def is_hopeless(num_unproductive: int) -> bool:
     return num_unproductive >= MOST_UNPRODUCTIVE
+
+
+def is_beyond_starting(num_failed: int) -> bool:
+    return num_failed >= MOST_FAILED_STARTS

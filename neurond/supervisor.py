@@ -15,7 +15,6 @@ all of them do.
 from __future__ import annotations
 
 import asyncio
-import secrets
 import signal
 import time
 from typing import Any
@@ -32,7 +31,7 @@ from ipc.child import (
 from ipc.errors import ClientError
 from ipc.keeper import Keeper, end
 from ipc.systemd import notify
-from neurond import facts, figures, loadorder
+from neurond import loadorder
 from neurond.chronicle import Chronicle
 from neurond.composition import (
     Given,
@@ -43,12 +42,14 @@ from neurond.composition import (
 )
 from neurond.converter import Converter
 from neurond.deviceevents import DeviceEvents
-from neurond.discovery import host_facts
+from neurond.documents import Documents
 from neurond.effects import Effects
 from neurond.gpuwatch import GpuWatch
+from neurond.injecting import Injector
 from neurond.lifecycle import Lifecycle
 from neurond.operators import Operators, Orders
 from neurond.publishing import Publisher
+from neurond.quarantine import Quarantine
 from neurond.rings import Rings
 from neurond.states import DeviceState
 from neurond.stopping import stop_devices
@@ -68,8 +69,6 @@ class Supervisor:
         self._config = given.config
         self._journal = given.journal
         self._loop = asyncio.get_running_loop()
-        self._boot_id = secrets.token_hex(8)
-        self._started_s = time.time()
         self._is_stopping = False
         self._exit_code = EXIT_OK
         self._wanted_stop = asyncio.Event()
@@ -82,6 +81,9 @@ class Supervisor:
         self._forker = forker_of(given, self._reaper, self._zygote_died)
         self._lifecycle = self._make_lifecycle()
         self._rings = Rings(lambda: self._devices, self._journal)
+        self._quarantine = Quarantine(self._config.limits.quarantine_s)
+        is_allowed = self._config.faults.injection
+        self._injector = Injector(lambda: self._devices, is_allowed=is_allowed)
         self._device_events = self._make_events()
         owner = self._device_events.owner()
         self._devices = [
@@ -94,9 +96,17 @@ class Supervisor:
         self._gpus = GpuWatch(
             self._reaper, launch.nvml, self._device_pids, self._exited
         )
+        self._documents = Documents(
+            given,
+            self._devices,
+            self._lifecycle,
+            self._gpus,
+            self._quarantine,
+            self._restarts,
+        )
         self._operators = self._make_operators()
-        self._attach = attach_of(given, self._rings)
-        self._publisher = Publisher(self.facts, self._operators.tell_state)
+        self._attach = attach_of(given, self._rings, self._device_events.quarantined)
+        self._publisher = Publisher(self._documents.facts, self._operators.tell_state)
 
     # ---- composition
 
@@ -107,6 +117,9 @@ class Supervisor:
             self._chronicle,
             changed=self._changed,
             on_failed=self._give_up_if_hopeless,
+            before_reload=self._injector.before_reload,
+            reading=lambda uuid: self._gpus.reading(uuid),
+            quarantine=self._quarantine,
         )
 
     def _make_lifecycle(self) -> Lifecycle:
@@ -128,12 +141,13 @@ class Supervisor:
     def _make_operators(self) -> Operators:
         desired = self._given.desired
         orders = Orders(
-            state=self.facts,
-            metrics=self.figures,
+            state=self._documents.facts,
+            metrics=self._figures,
             lifecycle=self._lifecycle,
             want=lambda record: desired.want(record.spec.id, record.ordered),
             release=desired.release,
             respawn=self._respawn,
+            injector=self._injector,
             stop=self._wanted_stop.set,
         )
         control = self._given.listeners.control
@@ -195,29 +209,10 @@ class Supervisor:
 
     # ---- what is
 
-    def facts(self) -> Facts:
-        """The node's facts document."""
-        sockets = self._given.launch.sockets
-        own = facts.Own(
-            node=self._given.launch.node,
-            boot_id=self._boot_id,
-            residency=self._lifecycle.residency,
-            started_s=self._started_s,
-            is_stopping=self._is_stopping,
-            listen=self._given.listeners.bound(sockets),
-            host=host_facts(),
-            cuda_problem=self._given.cuda_problem,
-            foreign_bytes=self._gpus.foreign_bytes(),
-        )
-        return facts.of_node(own, self._devices, self._lifecycle.records.values())
-
-    def figures(self) -> Facts:
-        """For the metrics process."""
-        processes = {"supervisor": None, "zygote": self._forker.pid}
-        processes |= {k.name: k.pid for k in (self._frontend, self._metrics)}
-        processes |= {f"device {d.name}": d.pid for d in self._devices}
-        models = self._lifecycle.records.values()
-        return figures.of_node(self._devices, models, processes, self._restarts)
+    def _figures(self) -> Facts:
+        children = {"zygote": self._forker.pid}
+        children |= {k.name: k.pid for k in (self._frontend, self._metrics)}
+        return self._documents.figures(children)
 
     def _device_pids(self) -> set[int]:
         return {device.pid for device in self._devices if device.pid is not None}
@@ -274,6 +269,7 @@ class Supervisor:
 
     async def _stop(self) -> None:
         self._is_stopping = self._device_events.is_stopping = True
+        self._documents.is_stopping = True
         notify(STOPPING=1, STATUS="stopping")
         self._note("node.stopping")
         self._publisher.now()

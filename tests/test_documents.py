@@ -114,7 +114,7 @@ def _operations(made: Any) -> set[str]:
 def test_every_control_operation_is_in_the_api(tmp_path: Path) -> None:
     events = EventLog(tmp_path / "events.jsonl")
     nothing: Any = dict
-    orders = node_operators.Orders(*[nothing] * 7)
+    orders = node_operators.Orders(*[nothing] * 8)
     left, right = socket.socketpair()
     with left, right:
         node = node_operators.Operators(left, orders, node_config.Config(), events)

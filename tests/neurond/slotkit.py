@@ -16,10 +16,10 @@ from typing import Any, cast
 from ipc.messages import LinkDown, Load, Loaded, Unload
 from ipc.status import PageView, StatusReader, StatusWriter, create_page
 from neurond.config import Model
+from neurond.devicehistory import History
 from neurond.deviceslot import DeviceSlot
 from neurond.discovery import DeviceSpec
 from neurond.modelrecord import ModelRecord, new_progress
-from neurond.odometer import Odometer
 from neurond.states import DeviceState, ModelEvent
 
 GIB = 1 << 30
@@ -36,11 +36,11 @@ class Slot:
         self.reason = ""
         self.since_s = 5.0
         self.generation = 3
-        self.deaths = 2
+        self.cure = ""
+        self.history = History()
+        self.history.deaths = 2
         self.pid: int | None = 4242
-        self.last_fault: dict[str, Any] | None = None
         self.memory_total_bytes = 2 * GIB
-        self.odometer = Odometer()
         self.sent: list[LinkDown] = []
         self.page: PageView | None = None
         self._free_bytes = free_bytes

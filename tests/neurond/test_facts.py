@@ -26,10 +26,11 @@ from tests.neurond.slotkit import (
 )
 
 TOP = """schema node boot_id residency time_s started_s version state health listen host
-    devices models"""
+    devices models quarantined"""
 DEVICE = """device kind name uuid pid state reason since_s generation phase
     memory_total_bytes memory_free_bytes memory_foreign_bytes models running waiting
-    emitted_tokens_total counters deaths_total last_fault"""
+    emitted_tokens_total counters deaths_total last_fault
+    faults_total suspects_total convicted_total recovery cure"""
 MODEL = """id status stage percent eta_s reason since_s devices servable context dtype
     context_limited_by rates kv quant digest resident_bytes pinned priority last_used_s
     running waiting
@@ -113,7 +114,7 @@ def test_a_device_shows_what_its_page_says() -> None:
 
     slot = Slot()
     slot.page = page(write)
-    slot.odometer.fold(page(lambda w: w.add("emitted_tokens_total", 100)))
+    slot.history.odometer.fold(page(lambda w: w.add("emitted_tokens_total", 100)))
     device = told([slot], foreign_bytes={"uuid-fake-0": 55})["devices"][0]
     assert device["phase"] == "decode"
     assert (device["running"], device["waiting"]) == (2, 1)
@@ -125,7 +126,7 @@ def test_a_device_shows_what_its_page_says() -> None:
 
 def test_a_device_without_a_process_shows_what_it_had_counted() -> None:
     slot = slot_in(DeviceState.BACKOFF, reason="killed by SIGKILL")
-    slot.odometer.fold(page(lambda w: w.add("emitted_tokens_total", 100)))
+    slot.history.odometer.fold(page(lambda w: w.add("emitted_tokens_total", 100)))
     slot.pid = None
     device = told([slot])["devices"][0]
     assert device["phase"] is None

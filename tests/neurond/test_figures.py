@@ -15,7 +15,7 @@ from tests.neurond.slotkit import GIB, Slot, as_slots, loaded_record, page
 
 def test_a_device_counts_over_all_its_lives() -> None:
     slot = Slot()
-    slot.odometer.fold(page(lambda w: w.add("emitted_tokens_total", 10)))
+    slot.history.odometer.fold(page(lambda w: w.add("emitted_tokens_total", 10)))
     slot.page = page(lambda w: w.add("emitted_tokens_total", 1))
     told = figures.of_node(as_slots(slot), [], {}, {})["devices"][0]
     assert told["counters"]["emitted_tokens_total"] == 11

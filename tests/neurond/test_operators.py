@@ -20,6 +20,7 @@ from ipc.unixsocket import bind_unix
 from neurond import config, facts
 from neurond.config import Config, Model
 from neurond.discovery import HostFacts
+from neurond.injecting import Injector
 from neurond.modelrecord import ModelRecord
 from neurond.operators import Operators, Orders
 from neurond.states import ModelStatus
@@ -46,6 +47,7 @@ class Desk:
             want=lambda record: self.done.append(("want", record.spec.id)),
             release=lambda model: self.done.append(("release", model)),
             respawn=self.respawn,
+            injector=Injector(lambda: as_slots(*self.node.slots), is_allowed=True),
             stop=lambda: self.done.append(("stop", "")),
         )
         told = config.load(None, {"NEURON_NODE__TOKEN": SECRET, **LIMITS})

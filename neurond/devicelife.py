@@ -1,0 +1,138 @@
+"""What a supervisor knows of one life of a device: its deadlines, its end, who pays.
+
+Supervisor. Made for each generation beside its `DeviceProcess` and dropped with it. It
+decides nothing alone: the slot asks which deadline is past, and how the life ended.
+
+    fork ── boot deadline ──▶ Hello ── reload deadline ──▶ serving
+    any phase ── the page's deadline, past at two ticks in a row ──▶ kill
+    kill ── 10 s ──▶ written off
+
+Invariant: a tick that came late itself makes nobody overdue.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from ipc.child import Exit
+from ipc.messages import Fault, Hello
+from ipc.status import Phase
+from neurond.deviceprocess import DeviceProcess
+from neurond.suspects import Ending, Kill
+
+KILL_TIMEOUT_S = 10.0
+TICKS_OVERDUE = 2
+_VMSTAT = Path("/proc/vmstat")
+
+
+class Life:
+    """Times are CLOCK_MONOTONIC. `why`: what is told of its end, once that is known."""
+
+    def __init__(
+        self, process: DeviceProcess, *, boot_deadline_s: float, load_deadline_s: float
+    ) -> None:
+        self.process = process
+        self.hello: Hello | None = None
+        self.fault: Fault | None = None
+        self.killed: Kill | None = None
+        self.why = ""
+        self.is_excused = False
+        self.is_wrong = False
+        self.fault_class = "crash"
+        self._load_deadline_s = load_deadline_s
+        self._until_s = time.monotonic() + boot_deadline_s
+        self._killed_s = 0.0
+        self._dead_since_s = 0.0
+        self._num_overdue = 0
+        self._oom_kills = oom_kills()
+
+    # ---- what happens in it
+
+    def said_hello(self, hello: Hello) -> None:
+        self.hello = hello
+
+    def begins_reload(self, num_models: int) -> None:
+        """Each has its deadline on the page; this one is for a device that forgets."""
+        self._until_s = time.monotonic() + self._load_deadline_s * (num_models + 1)
+
+    def serves(self) -> None:
+        self._until_s = 0.0
+
+    def said_last_words(self, fault: Fault) -> None:
+        """What goes out over HTTP; the texts of the chain may name files (S51)."""
+        self.fault = fault
+        self.fault_class = fault.fault_class
+        self.why = self.why or f"{fault.fault_class} fault, {fault.type}"
+
+    def was_killed(self, kill: Kill, why: str) -> None:
+        self.killed, self.why = kill, why
+        self._killed_s = time.monotonic()
+        if kill is Kill.DEADLINE:
+            self.fault_class = "hang"
+            self._dead_since_s = self.process.view().beat_s
+
+    # ---- deadlines
+
+    def overdue(self, *, late: bool) -> str:
+        """What took too long, at the second tick in a row that finds it so."""
+        phase = self._phase_past()
+        self._num_overdue = self._num_overdue + 1 if phase and not late else 0
+        return phase if self._num_overdue >= TICKS_OVERDUE else ""
+
+    def outlives_kill(self) -> bool:
+        """SIGKILL has no effect: uninterruptible sleep (S38). A fork has its own."""
+        has_process = self.process.pid is not None
+        return has_process and time.monotonic() > self._killed_s + KILL_TIMEOUT_S
+
+    def forked_after_kill(self) -> None:
+        """It was killed before it was there; its time to die begins now."""
+        self._killed_s = time.monotonic()
+
+    def _phase_past(self) -> str:
+        now_s = time.monotonic()
+        if self._until_s and now_s > self._until_s:
+            return "boot" if self.hello is None else "reload"
+        view = self.process.view()
+        if not view.deadline_s or now_s <= view.deadline_s:
+            return ""
+        return Phase(view.phase).name.lower()
+
+    # ---- its end
+
+    def dead_since_s(self) -> float:
+        """When it last moved, if it stood still; else now."""
+        return self._dead_since_s or time.monotonic()
+
+    def ending(self, end: Exit | None) -> Ending:
+        """`end` None: it was written off."""
+        last = self.process.view()
+        return Ending(
+            exit=end,
+            phase=last.phase,
+            requests=last.requests,
+            fault=self.fault,
+            killed=self.killed,
+            num_oom_kills=oom_kills() - self._oom_kills,
+            is_excused=self.is_excused,
+        )
+
+    def is_productive(self) -> bool:
+        """It emitted a token that can be believed."""
+        counters = self.process.view().counters
+        return bool(counters["emitted_tokens_total"]) and not self.is_wrong
+
+    @property
+    def is_ordered(self) -> bool:
+        """An operator ended it: no failure of the device's."""
+        return self.killed is Kill.ORDER
+
+
+def oom_kills(vmstat: Path = _VMSTAT) -> int:
+    """Processes that the kernel has ended so far for want of memory; 0 = unknown."""
+    try:
+        lines = vmstat.read_text().splitlines()
+    except OSError:
+        return 0
+    counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
+    return int(counts[0]) if counts else 0
