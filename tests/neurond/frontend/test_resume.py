@@ -299,7 +299,9 @@ def test_a_parked_request_waits_or_moves(
 
 @pytest.mark.parametrize("status", ["failed", "unloading", "unloaded", None])
 def test_a_parked_request_ends_with_its_model(status: str | None) -> None:
-    fact = {"status": status, "devices": [], "error": None} if status else None
+    fact: dict[str, Any] | None = None
+    if status:
+        fact = {"status": status, "devices": [], "error": None}
     decided = fate("a", fact, {"a": "ready"})
     assert isinstance(decided, ServiceError)
     assert (decided.code, decided.status) == ("no_healthy_node", 503)

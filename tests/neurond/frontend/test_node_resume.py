@@ -1,0 +1,70 @@
+"""Kills of the device process of a real node under every kind of request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.harness import MODEL, Node
+from tests.neurond.frontend.disturbed import (
+    CHAT,
+    TEXTS,
+    VECTORS,
+    Ask,
+    Killer,
+    disturbed,
+    undisturbed,
+)
+
+SLOW = "[[fake tokens=80 step_ms=4]]"
+MODELS: list[dict[str, Any]] = [
+    {"id": MODEL, "source": "fake"},
+    {
+        "id": "vectors",
+        "source": "fake",
+        "options": {"kind": "embedding", "prefill_ms": 30},
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    with Node(tmp_path_factory.mktemp("resume"), models=MODELS) as running:
+        yield running
+
+
+def chat(text: str = SLOW, **fields: Any) -> Ask:
+    messages = [{"role": "user", "content": text}]
+    return Ask(CHAT, {"model": MODEL, "messages": messages, **fields})
+
+
+def texts(prompt: Any = SLOW, **fields: Any) -> Ask:
+    given = {"max_tokens": 200, "prompt": prompt, **fields}
+    return Ask(TEXTS, {"model": MODEL, **given})
+
+
+USAGE = {"stream": True, "stream_options": {"include_usage": True}}
+ASKS = [
+    chat(**USAGE),
+    chat(),
+    chat(n=2, logprobs=True, top_logprobs=2),
+    chat(n=2, logprobs=True, **USAGE),
+    chat(stop=["w15"], **USAGE),
+    texts([SLOW, f"{SLOW} other"], n=2, **USAGE),
+    texts(echo=True, logprobs=1),
+    Ask(VECTORS, {"model": "vectors", "input": [f"text {n}" for n in range(40)]}),
+]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_s01_s47_every_request_answers_as_if_no_device_had_died(
+    node: Node, seed: int
+) -> None:
+    wanted = undisturbed(node, ASKS)
+    killer = Killer(node, "fake-0", seed, num_kills=4)
+    assert disturbed(node, ASKS, killer, most=60) == wanted
+    assert killer.kills >= 2
+    assert "requests go on" in node.log.read_text()
+    node.wait_ready()
