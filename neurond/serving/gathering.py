@@ -4,9 +4,14 @@ Front-end worker. Each input is an entry of the request table; only so many are 
 flight at once, so that one long list takes neither the worker's queue nor the device's.
 
     inputs ─▶ waiting ─▶ in flight ─▶ vectors        all of them, or the first error
+                 └◀─ queue full ─┘                   once any of them was accepted
 
-Invariants: after `close` no entry of it is in flight; an error of one input is the
-whole answer's and ends the others.
+A device whose queue is full refuses a list of which it took nothing. One that it has
+begun is gone on with in fewer places, which grow again with each vector, and from time
+to time where none is left.
+
+Invariants: after `close` no entry of it is in flight; any other error of one input is
+the whole answer's and ends the others.
 """
 
 from __future__ import annotations
@@ -23,6 +28,8 @@ from neurond.serving.generation import Usage
 from neurond.serving.requests import RequestTable
 
 MAX_IN_FLIGHT = 16
+_LEAST_PAUSE_S = 0.05
+_MOST_PAUSE_S = 1.0
 Encode = Callable[[bytes], bytes]
 """A vector to what the answer holds of it; done as each comes, not all at the end."""
 
@@ -44,6 +51,10 @@ class Gathering:
         self._line: tuple[str, Channel] | None = None
         self._news = asyncio.Event()
         self._any_accepted = False
+        self._num_places = MAX_IN_FLIGHT
+        self._pause_s = _LEAST_PAUSE_S
+        self._progress_s = 0.0
+        self._refusal: ServiceError | None = None
         self.error: ServiceError | None = None
 
     def start(self, submits: Sequence[Submit], device: str, channel: Channel) -> None:
@@ -74,8 +85,13 @@ class Gathering:
             self._news.clear()
             limit_s = silence_s if self._any_accepted else decision_s
             try:
-                await asyncio.wait_for(self._news.wait(), limit_s)
+                is_shut_out = self._refusal is not None and not self._in_flight
+                pause_s = self._pause_s if is_shut_out else limit_s
+                await asyncio.wait_for(self._news.wait(), pause_s)
             except TimeoutError as silent:
+                if is_shut_out:
+                    self._try_again(silence_s)
+                    continue
                 delayed = self._is_delayed
                 waits = self._any_accepted and delayed
                 if not (waits or self._news.is_set()):
@@ -94,17 +110,43 @@ class Gathering:
 
     def on_accepted(self) -> None:
         self._any_accepted = True
-        self._news.set()
+        self._go_on()
 
     def on_done(self, part: _Part, values: bytes) -> None:
         self._in_flight.pop(part, None)
         part.encoded = self._encode(values)
+        self._num_places = min(self._num_places + 1, MAX_IN_FLIGHT)
         self._fill()
-        self._news.set()
+        self._go_on()
 
     def on_failed(self, part: _Part, error: ServiceError) -> None:
         self._in_flight.pop(part, None)
-        self._fail(error)
+        if self._is_full(error):
+            self._waiting.appendleft(part)
+        else:
+            self._fail(error)
+
+    def _go_on(self) -> None:
+        self._progress_s = self._clock()
+        self._pause_s = _LEAST_PAUSE_S
+        self._news.set()
+
+    def _is_full(self, error: ServiceError) -> bool:
+        """Whether that is all; then what waits is sent later, in fewer places."""
+        if error.code != "queue_full" or not (self._in_flight or self._any_accepted):
+            return False
+        self._num_places = max(1, len(self._in_flight))
+        self._refusal = error
+        self._news.set()
+        return True
+
+    def _try_again(self, silence_s: float) -> None:
+        """Others have every place. Raises ServiceError: for too long."""
+        if self._refusal and self._clock() - self._progress_s > silence_s:
+            raise self._refusal
+        self._pause_s = min(2 * self._pause_s, _MOST_PAUSE_S)
+        self._refusal = None
+        self._fill()
 
     @property
     def _is_delayed(self) -> bool:
@@ -112,11 +154,11 @@ class Gathering:
 
     def _fill(self) -> None:
         """Send what there is room for; a full queue is waited out behind our own."""
-        while self._waiting and len(self._in_flight) < MAX_IN_FLIGHT:
+        while self._waiting and len(self._in_flight) < self._num_places:
             try:
                 self._send(self._waiting[0])
             except ServiceError as error:
-                if error.code != "queue_full" or not self._in_flight:
+                if not self._is_full(error):
                     self._fail(error)
                 return
             self._waiting.popleft()

@@ -46,6 +46,9 @@ class Bench:
         finished = Finished(request, "stop", 3, 0, 0)
         self.say(Accepted(request, 0, 0), Vector(request, values), finished)
 
+    def answer_accepted(self, request: int) -> None:
+        self.say(Vector(request, b"%d" % request), Finished(request, "stop", 3, 0, 0))
+
     async def result(self, silence_s: float = 60.0) -> list[bytes]:
         return await self.gathering.result(decision_s=0.05, silence_s=silence_s)
 
@@ -97,6 +100,91 @@ def test_a_queue_that_is_full_of_others_refuses_it_at_once() -> None:
         bench.line.refusal = RingFull("full")
         with pytest.raises(ServiceError) as refused:
             bench.start()
+        assert refused.value.code == "queue_full"
+        assert len(bench.table) == 0
+
+    run(work())
+
+
+FULL = error_for("queue_full", "every place is taken").to_wire()
+
+
+def test_a_device_with_few_places_gets_a_long_list_in_as_many() -> None:
+    async def work() -> None:
+        bench = Bench(40)
+        bench.start()
+        result = asyncio.ensure_future(bench.result())
+        taken: list[int] = []
+        seen = 0
+        while not result.done():
+            new = [m.id for m in bench.line.sent[seen:]]
+            seen += len(new)
+            taken += new[: 2 - len(taken)]
+            for request in new:
+                if request in taken:
+                    bench.accept(request)
+                else:
+                    bench.say(Failed(request, FULL))
+            if taken:
+                bench.answer_accepted(taken.pop(0))
+            await asyncio.sleep(0)
+        assert len(await result) == 40
+        assert seen <= MAX_IN_FLIGHT + 3 * 40, "it learns how many places there are"
+        assert len(bench.table) == 0
+
+    run(work())
+
+
+def test_a_list_that_was_begun_waits_while_others_have_every_place() -> None:
+    async def work() -> None:
+        bench = Bench(2)
+        bench.start()
+        result = asyncio.ensure_future(bench.result())
+        bench.answer(0)
+        bench.say(Failed(1, FULL))
+        assert len(bench.table) == 0
+        for request in (2, 3):  # each try is a request of its own
+            while len(bench.line.sent) <= request:
+                await asyncio.sleep(0.01)
+            assert len(bench.table) == 1
+            if request == 2:
+                bench.say(Failed(request, FULL))
+        bench.answer(3)
+        assert await result == [b"<0>", b"<3>"]
+
+    run(work())
+
+
+def test_others_that_keep_every_place_are_the_answer_in_the_end() -> None:
+    async def work() -> None:
+        bench = Bench(2)
+        bench.start()
+        result = asyncio.ensure_future(bench.result(silence_s=0.1))
+        bench.answer(0)
+        bench.say(Failed(1, FULL))
+        seen = 2
+        while not result.done():
+            for message in bench.line.sent[seen:]:
+                bench.say(Failed(message.id, FULL))
+                seen += 1
+            await asyncio.sleep(0.01)
+        with pytest.raises(ServiceError) as refused:
+            await result
+        assert refused.value.code == "queue_full"
+        assert len(bench.table) == 0
+
+    run(work())
+
+
+def test_a_device_that_takes_nothing_of_a_list_refuses_it() -> None:
+    async def work() -> None:
+        bench = Bench(2)
+        bench.start()
+        bench.say(Failed(0, FULL))
+        if bench.table:
+            bench.say(Failed(1, FULL))
+        with pytest.raises(ServiceError) as refused:
+            await bench.result()
         assert refused.value.code == "queue_full"
         assert len(bench.table) == 0
 
