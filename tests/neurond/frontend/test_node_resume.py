@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.harness import MODEL, Node
+from tests.neurond.frontend import checkpoints
 from tests.neurond.frontend.disturbed import (
     CHAT,
     TEXTS,
@@ -45,7 +46,7 @@ def texts(prompt: Any = SLOW, **fields: Any) -> Ask:
     return Ask(TEXTS, {"model": MODEL, **given})
 
 
-USAGE = {"stream": True, "stream_options": {"include_usage": True}}
+USAGE: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 ASKS = [
     chat(**USAGE),
     chat(),
@@ -68,3 +69,53 @@ def test_s01_s47_every_request_answers_as_if_no_device_had_died(
     assert killer.kills >= 2
     assert "requests go on" in node.log.read_text()
     node.wait_ready()
+
+
+# ---- a checkpoint whose bits don't depend on what happened
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = {
+        "devices": {"kind": "cpu", "count": 1, "threads": 1},
+        "engine": {
+            "numerics": "invariant",
+            "prefill_chunk": 16,
+            "kv_bytes": 8 << 20,
+        },
+    }
+    models = [{"id": MODEL, "source": str(checkpoints.write(folder / "llama"))}]
+    with Node(folder, models=models, config=config) as running:
+        yield running
+
+
+PROMPT = [7 * n % 250 for n in range(40)]
+
+
+def ids(**fields: Any) -> Ask:
+    given = {"prompt": PROMPT, "max_tokens": 60, "seed": 5, "ignore_eos": True}
+    return Ask(TEXTS, {"model": MODEL, **given, **fields})
+
+
+EXACT = [
+    ids(temperature=0, **USAGE),
+    ids(temperature=0),
+    ids(temperature=1, n=2, logprobs=2, **USAGE),
+    ids(temperature=1, n=2, logprobs=2),
+    ids(temperature=0, max_tokens=30, echo=True, logprobs=1, prompt_logprobs=1),
+    ids(temperature=0, max_tokens=0, echo=True, logprobs=0, prompt=PROMPT * 4),
+    ids(temperature=1, guided_regex="([a-f][0-9]){30}", ignore_eos=False, **USAGE),
+    ids(temperature=1, frequency_penalty=1.0, min_tokens=50, **USAGE),
+]
+
+
+def test_s01_s47_a_checkpoint_answers_bit_for_bit_as_if_nothing_had_died(
+    checkpoint: Node,
+) -> None:
+    wanted = undisturbed(checkpoint, EXACT)
+    killer = Killer(checkpoint, "cpu-0", 3, num_kills=3)
+    assert disturbed(checkpoint, EXACT, killer, most=60) == wanted
+    assert killer.kills >= 2
+    assert "requests go on" in checkpoint.log.read_text()
+    checkpoint.wait_ready()
