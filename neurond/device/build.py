@@ -117,7 +117,7 @@ class Build:
             yield self.meter.now()
         from neurond.device import fused
 
-        yield from self._wait(in_turns(lambda: fused.fuse(module)))
+        yield from self._wait(in_turns(lambda: fused.fuse(module), overlaps=True))
 
     def _turns(self, call: Callable[[], T]) -> Generator[LoadProgress, None, T]:
         return self._wait(in_turns(call))

@@ -9,8 +9,9 @@ Invariant: a model that is not proven is refused.
 
 from __future__ import annotations
 
-import time
+from collections import deque
 from collections.abc import Generator
+from functools import partial
 
 import torch
 
@@ -24,6 +25,7 @@ from neurond.device.selftest import SelfTest, prompt
 from neurond.device.sliced import slice_products
 from neurond.device.tiles import TiledModel
 from neurond.device.trial import sequence_of
+from neurond.device.turns import clock, in_turns
 
 _COST_TOKENS = 64
 _COST_RUNS = 3
@@ -45,7 +47,7 @@ def make_invariant(
 ) -> Generator[None, None, Computing]:
     """The model with invariant numerics; tells of it in `info`. Raises load_failed.
 
-    Yields between forwards.
+    Yields between slices.
     """
     body: Body = model.body
     experts.use_tiles(body.module)
@@ -53,14 +55,19 @@ def make_invariant(
     _use_whole_products(body.device)
     changed = _changed(body, computing)
     test = SelfTest(model, changed, time_limit_s)
-    if isinstance(changed, TiledModel):
-        yield from test.find_sizes(changed)
-    yield from test.prove()
-    decode, prefill = yield from _cost(model, computing, changed)
+    yield from in_turns(partial(_prove, test, changed), overlaps=True)
+    decode, prefill = yield from in_turns(partial(_cost, model, computing, changed))
     model.info["invariant_cost"] = {"decode": decode, "prefill": prefill}
     text = f"decode takes {decode} and prefill {prefill} times as long as without"
     model.info.setdefault("notes", []).append(f"numerics are invariant: {text}")
     return changed
+
+
+def _prove(test: SelfTest, changed: Computing) -> None:
+    """On a thread, as one call: each new thread makes torch's kernels anew."""
+    if isinstance(changed, TiledModel):
+        deque(test.find_sizes(changed), maxlen=0)
+    deque(test.prove(), maxlen=0)
 
 
 def _changed(body: Body, computing: Computing) -> Computing:
@@ -77,9 +84,7 @@ def _use_whole_products(device: torch.device) -> None:
         matmul.allow_fp16_reduced_precision_reduction = False
 
 
-def _cost(
-    model: Resident, plain: Computing, changed: Computing
-) -> Generator[None, None, tuple[float, float]]:
+def _cost(model: Resident, plain: Computing, changed: Computing) -> tuple[float, float]:
     """How many times as long one row, and a prompt, take."""
     ratios = []
     for num_ids in (1, _COST_TOKENS):
@@ -87,7 +92,6 @@ def _cost(
         for _ in range(_COST_RUNS):
             for at, computing in enumerate((plain, changed)):
                 best[at] = min(best[at], _seconds(model, computing, num_ids))
-                yield
         ratios.append(round(best[1] / best[0], 2))
     return ratios[0], ratios[1]
 
@@ -103,8 +107,8 @@ def _seconds(model: Resident, computing: Computing, num_ids: int) -> float:
         try:
             computing.compute([Work(sequence, 1)])
             sequence.num_computed = 1
-            begun_s = time.perf_counter()
+            begun_s = clock()
             computing.compute([Work(sequence, len(ids) - 1)]).of(0).cpu()
-            return time.perf_counter() - begun_s
+            return clock() - begun_s
         finally:
             computing.release(sequence)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +41,9 @@ from neurond.device.kernels import (
     Reordered,
     Split,
 )
+
+Values = Callable[[], Tensor]
+"""What a quantised weight stands for, [N, K]; made only where it is kept."""
 
 KINDS = ("none", "int8", "int4", "blocks")
 ALL_ROWS = 1 << 62
@@ -130,14 +134,13 @@ def pack(
     if plan.kind not in KINDS:
         raise ValueError(f"{plan.kind!r} is not one of {', '.join(KINDS)}")
     processor = processor or kernels.this_processor()
-    few, source = _few(weight, bias, plan, processor)
+    few, values = _few(weight, bias, plan, processor)
     shape = tuple(weight.shape)
-    if few is None:
-        dense = _dense(source, bias, plan, processor)
-        return PackedLinear(dense, dense, ALL_ROWS, shape)
-    if not plan.keep_dense:
+    if few is not None and not plan.keep_dense:
         return PackedLinear(few, few, ALL_ROWS, shape)
-    dense = _dense(source, bias, plan, processor)
+    dense = _dense(values(), bias, plan, processor)
+    if few is None:
+        return PackedLinear(dense, dense, ALL_ROWS, shape)
     return PackedLinear(few, dense, _few_rows(few, shape[0], plan, processor), shape)
 
 
@@ -178,7 +181,7 @@ def rows_of(layer: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def _few(
     weight: Tensor | Blocks, bias: Tensor | None, plan: LinearPlan, processor: Processor
-) -> tuple[Kernel | None, Tensor]:
+) -> tuple[Kernel | None, Values]:
     """The quantised kernel, if there is one, and the values that a dense one takes."""
     able = plan.device.type == "cuda" or processor.vectors
     held = bias if bias is None else bias.to(plan.device, kernels.BF16)
@@ -190,35 +193,34 @@ def _few(
         return _int8(weight, held, plan, processor)
     if able and plan.kind == "int4":
         return _int4(weight, held, plan)
-    return None, weight
+    return None, lambda: weight
 
 
 def _from_blocks(
     blocks: Blocks, bias: Tensor | None, plan: LinearPlan
-) -> tuple[Kernel | None, Tensor]:
-    values = blocks.dense()
+) -> tuple[Kernel | None, Values]:
     if not quantise.can_int4(blocks.shape, BLOCK, plan.device):
-        return None, values
+        return None, blocks.dense
     zero = blocks.minimum + 8 * blocks.scale
     kernel = quantise.pack_int4(blocks.q, blocks.scale, zero, bias, plan.device)
-    return kernel, values
+    return kernel, blocks.dense
 
 
 def _int4(
     weight: Tensor, bias: Tensor | None, plan: LinearPlan
-) -> tuple[Kernel | None, Tensor]:
+) -> tuple[Kernel | None, Values]:
     if not quantise.can_int4(weight.shape, plan.group_size, plan.device):
-        return None, weight
+        return None, lambda: weight
     codes, scale, zero = quantise.quantise_int4(weight, plan.group_size)
     kernel = quantise.pack_int4(codes, scale, zero, bias, plan.device)
-    return kernel, quantise.dequantise_int4(codes, scale, zero)
+    return kernel, partial(quantise.dequantise_int4, codes, scale, zero)
 
 
 def _int8(
     weight: Tensor, bias: Tensor | None, plan: LinearPlan, processor: Processor
-) -> tuple[Kernel, Tensor]:
+) -> tuple[Kernel, Values]:
     codes, scale = quantise.quantise_int8(weight)
-    values = codes.to(kernels.BF16).mul_(scale.unsqueeze(1))
+    values = partial(quantise.dequantise_int8, codes, scale)
     if plan.device.type == "cpu" and processor.bfloat16:
         scores = torch.ones(1) if plan.scores else None
         return Split(codes, scale.float(), bias, scores), values

@@ -2,8 +2,8 @@
 
 Device process. A weight that is to be packed is read when its turn comes and dropped
 when it is packed, so a load never holds a model's dense weights beside its packed ones.
-Reading and packing are long torch calls and reads, which leave the interpreter alone:
-they run on a helper thread, one matrix at a time.
+Reading and packing are torch calls, reads and checksums, which leave the interpreter
+alone however long they are: they go on beside the loop where one outlasts its slice.
 
 Invariant: norms, routers, embeddings and vision towers stay as transformers made them.
 """
@@ -91,7 +91,7 @@ def pack(
     done = 0
     for site in found:
         source = sources.get(site.key)
-        work = in_turns(partial(_packed, site, source, shelf))
+        work = in_turns(partial(_packed, site, source, shelf), overlaps=True)
         packed = yield from _telling(work, done)
         module.set_submodule(site.name, packed)
         done += source.size_bytes if source is not None else 0

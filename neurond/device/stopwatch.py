@@ -9,8 +9,8 @@ Invariant: nothing of it is left in the model.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator
+from functools import partial
 from itertools import cycle, islice
 
 import torch
@@ -19,11 +19,11 @@ from neurond.device.backend import Resident, Work
 from neurond.device.computing import Computing
 from neurond.device.layout import TRIAL_IDS
 from neurond.device.trial import sequence_of
+from neurond.device.turns import clock, in_turns
 
 _TOKENS = 64
 _MOST_RUNS = 3
 _AMPLE = 2.0
-_SLICE_S = 0.02
 
 
 def measure(
@@ -33,10 +33,14 @@ def measure(
 
     Yields between slices.
     """
+    return (yield from in_turns(partial(_best, model, computing, target_s)))
+
+
+def _best(model: Resident, computing: Computing, target_s: float) -> float:
     ids = _ids(model, computing)
     best = 0.0
     for _ in range(_MOST_RUNS):
-        best = max(best, len(ids) / (yield from _seconds(model, computing, ids)))
+        best = max(best, len(ids) / _seconds(model, computing, ids))
         if best * target_s >= _AMPLE * model.context or not target_s:
             break
     return best
@@ -48,29 +52,14 @@ def _ids(model: Resident, computing: Computing) -> tuple[int, ...]:
     return tuple(islice(cycle(TRIAL_IDS), count))
 
 
-def _seconds(
-    model: Resident, computing: Computing, ids: tuple[int, ...]
-) -> Generator[None, None, float]:
+@torch.inference_mode()
+def _seconds(model: Resident, computing: Computing, ids: tuple[int, ...]) -> float:
     pages = range(-(-len(ids) // computing.spec.page_tokens))
     sequence = sequence_of(model, list(pages), ids)
     try:
-        seconds, is_done = 0.0, False
-        while not is_done:
-            started_s = time.perf_counter()
-            with torch.inference_mode():
-                is_done = _go_on(computing, Work(sequence, len(ids)))
-            seconds += time.perf_counter() - started_s
-            yield
-        return seconds
+        begun_s = clock()
+        computing.compute([Work(sequence, len(ids))]).of(0).cpu()
+        return clock() - begun_s
     finally:
         computing.release(sequence)
-        with torch.inference_mode():
-            computing.clear_pages(pages)
-
-
-def _go_on(computing: Computing, work: Work) -> bool:
-    """Whether it is done, and read."""
-    logits = computing.go_on(work, _SLICE_S)
-    if logits is not None:
-        logits.of(0).cpu()
-    return logits is not None
+        computing.clear_pages(pages)

@@ -58,7 +58,7 @@ def make_ready(
     if getattr(body.module.config, "is_encoder_decoder", False):
         raise refuse("models with an encoder and a decoder are not supported")
     rope.settle(body.module, model.context)
-    native = yield from in_turns(lambda: try_out(body.module, body.device, TRIAL_IDS))
+    native = yield from _try_out(body, TRIAL_IDS)
     if not torch.isfinite(native.logits).all():
         raise refuse("the model computes NaN: its weights are damaged")
     yield
@@ -67,17 +67,22 @@ def make_ready(
         paged = yield from _paged(model, layout, page_tokens, kv_bytes, kernel, native)
         if paged is not None:
             return paged
-    private = _private(body, native, page_tokens, kv_bytes)
+    private = yield from _private(body, native, page_tokens, kv_bytes)
     if not (yield from _fits(model, private, native.logits)):
         kind = type(body.module).__name__
         raise refuse(f"{kind} doesn't give the same with a cache as without")
     return private
 
 
+def _try_out(body: Body, ids: tuple[int, ...]) -> Generator[None, None, Trial]:
+    run = partial(try_out, body.module, body.device, ids)
+    return (yield from in_turns(run, overlaps=True))
+
+
 def _private(
     body: Body, native: Trial, page_tokens: int, kv_bytes: int
-) -> PrivateModel:
-    longer = try_out(body.module, body.device, TRIAL_IDS * 2)
+) -> Generator[None, None, PrivateModel]:
+    longer = yield from _try_out(body, TRIAL_IDS * 2)
     of_token, of_sequence = sizes(native.cache, longer.cache, len(TRIAL_IDS))
     spec = _spec(page_tokens, page_tokens * of_token, kv_bytes, of_sequence)
     return PrivateModel(body, spec)
@@ -129,7 +134,7 @@ def _rehearse(
     found = []
     for works in (*plan, [(first, 1), (second, 1)]):
         call = partial(_computed, computing, [Work(s, count) for s, count in works])
-        found.append((yield from in_turns(call)))
+        found.append((yield from in_turns(call, overlaps=True)))
         for sequence, count in works:
             sequence.num_computed += count
     for sequence in (first, second):

@@ -1,10 +1,9 @@
 """Other people's Python, run a slice at a time between the steps of running streams.
 
-Device process. Building a model and placing its parameters are single calls into
-transformers that take a tenth of a second and more, hold the interpreter all the while,
-and can't be cut from outside. So such a call runs on a thread that never runs at the
-same time as the loop: it holds a turn, and gives it back at the first torch call after
-its slice is over.
+Device process. Building a model, placing its parameters and packing its weights are
+calls that take a tenth of a second and more, and can't be cut from outside. So such a
+call runs on a thread that gives its turn back at the first torch call whose begin or
+end is after its slice.
 
     loop    ──go on──▶ waits ············ ──go on──▶ waits ·····
     thread  waits ···· runs ──turn back──▶ waits ···· runs ──▶ done
@@ -13,12 +12,18 @@ Torch calls are the check points because no lock of an import or a log is held t
 second thread that ran freely would be no better than one long call: it takes the
 interpreter at each of a step's thousands of torch calls and keeps it for 5 ms.
 
-Invariants: exactly one of the two threads runs; the loop never sees the default dtype
-that the call has set; whoever closes the generator has the thread joined.
+One torch call, read or checksum may be longer than a slice, but it leaves the
+interpreter alone. Where `overlaps` is said the loop doesn't wait for its end: the
+thread goes on beside it at a low priority, as far as its next check point.
+
+Invariants: but for such a call exactly one of the two threads runs; the loop never sees
+the default dtype that the call has set; whoever closes the generator has the thread
+joined.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -29,22 +34,36 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 T = TypeVar("T")
-_SLICE_S = 0.015
+_SLICE_S = 0.005
+_GRACE_S = 0.002
 _PATIENCE_S = 0.005
 _BUSY_S = 0.001
+_STEPS_BACK, _LOWEST = 10, 19
+_here = threading.local()
 
 
-def in_turns(call: Callable[[], T]) -> Generator[None, None, T]:
-    """Run `call`, yielding after each slice; returns or raises what it does."""
-    turn = _Turn()
+def in_turns(
+    call: Callable[[], T], *, overlaps: bool = False
+) -> Generator[None, None, T]:
+    """Run `call`, yielding after each slice; returns or raises what it does.
+
+    `overlaps`: its long torch calls may go on beside the loop. Not for a call that sets
+    the default dtype.
+    """
+    turn = _Turn(overlaps=overlaps)
     with ThreadPoolExecutor(1, "load") as pool:
         future = pool.submit(turn.take, call)
         try:
-            while turn.give(future):
+            while turn.give():
                 yield
         finally:
             turn.stop()
         return future.result()
+
+
+def clock() -> float:
+    """Seconds, for differences; inside of a call in turns they pass in turns alone."""
+    return time.perf_counter() - float(getattr(_here, "away_s", 0.0))
 
 
 def in_background(call: Callable[[], T]) -> Generator[None, None, T]:
@@ -53,11 +72,20 @@ def in_background(call: Callable[[], T]) -> Generator[None, None, T]:
     Yields until it is done. Closing the generator waits for the call's end.
     """
     patience = Patience()
-    with ThreadPoolExecutor(1, "load") as pool:
+    with ThreadPoolExecutor(1, "load", stand_back) as pool:
         future = pool.submit(call)
         while not patience.wait(future):
             yield
         return future.result()
+
+
+def stand_back(thread_id: int = 0) -> None:
+    """Lower a thread's priority, this one's by default; on Linux it is a thread's own.
+
+    There is no way back without privileges.
+    """
+    before = os.getpriority(os.PRIO_PROCESS, thread_id)
+    os.setpriority(os.PRIO_PROCESS, thread_id, min(_LOWEST, before + _STEPS_BACK))
 
 
 class Patience:
@@ -81,22 +109,38 @@ class _Stopped(BaseException):
 class _Turn:
     """Who of the two may run."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, overlaps: bool) -> None:
+        self._most_s = _SLICE_S + _GRACE_S if overlaps else None
         self._go = threading.Semaphore(0)
         self._back = threading.Semaphore(0)
         self._until_s = 0.0
+        self._thread_id = 0
         self._stopping = False
+        self._is_beside = False
 
     # -- on the loop
 
-    def give(self, future: Future[Any]) -> bool:
+    def give(self) -> bool:
         """Let it run for a slice. Whether it isn't done yet."""
+        if self._is_beside and not self._await_back():
+            return True
+        if self._over:
+            return False
         dtype = torch.get_default_dtype()
         self._until_s = time.monotonic() + _SLICE_S
         self._go.release()
-        self._back.acquire()
+        is_back = self._await_back()
         torch.set_default_dtype(dtype)
-        return not self._over
+        return not (is_back and self._over)
+
+    def _await_back(self) -> bool:
+        """Whether it has stopped; or else it goes on beside the loop."""
+        is_back = self._back.acquire(timeout=self._most_s)
+        self._is_beside = not is_back
+        if not is_back and self._thread_id:
+            stand_back(self._thread_id)  # not before: idle, a device only loads
+            self._thread_id = 0
+        return is_back
 
     def stop(self) -> None:
         """End it at its next check point."""
@@ -108,7 +152,9 @@ class _Turn:
     _over = False
 
     def take(self, call: Callable[[], T]) -> T:
+        self._thread_id = threading.get_native_id()
         self._go.acquire()
+        _here.away_s = 0.0
         try:
             with _CheckPoints(self):
                 self.check()
@@ -122,10 +168,12 @@ class _Turn:
             raise _Stopped
         if time.monotonic() < self._until_s:
             return
+        left_s = time.perf_counter()
         dtype = torch.get_default_dtype()
         self._back.release()
         self._go.acquire()
         torch.set_default_dtype(dtype)
+        _here.away_s += time.perf_counter() - left_s
         if self._stopping:
             raise _Stopped
 
@@ -145,4 +193,6 @@ class _CheckPoints(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         self._turn.check()
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self._turn.check()
+        return result

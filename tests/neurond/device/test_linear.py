@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from neurond.device import kernels, linear
 from neurond.device.blocks import Blocks
 from neurond.device.kernels import Processor, Split
 from neurond.device.linear import LinearPlan, PackedLinear, join, pack
-from neurond.device.quantise import quantise_int8
+from neurond.device.quantise import PIECE_WEIGHTS, quantise_int8
 
 BF16 = torch.bfloat16
 CPU = torch.device("cpu")
@@ -271,3 +272,42 @@ def test_scores_are_as_fine_as_float32_where_bfloat16_has_steps() -> None:
         assert 0.04 < float(logits[1] - logits[0]) < 0.06
     coarse = make("int8")(torch.ones(1, K).to(BF16))
     assert coarse.dtype == BF16
+
+
+class Watched(TorchFunctionMode):
+    """Names of torch calls, and the most float32 numbers that one gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.widest = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.names.append(getattr(func, "__name__", ""))
+        if isinstance(result, Tensor) and result.dtype == torch.float32:
+            self.widest = max(self.widest, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_weights_are_rounded_some_rows_at_a_time(kind: str) -> None:
+    """Or a vocabulary's would be calls of a tenth of a second beside streams."""
+    weight = weight_of(1200, 1024).to(BF16)
+    plan = LinearPlan(kind, keep_dense=False)
+    with Watched() as calls:
+        whole = pack(weight, None, plan, AMX)
+    assert 0 < calls.widest <= PIECE_WEIGHTS < weight.numel()
+    parts = [pack(weight[at : at + 400], None, plan, AMX) for at in (0, 400, 800)]
+    rows = rows_of(2, 1024)
+    assert torch.equal(whole(rows), torch.cat([part(rows) for part in parts], -1))
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_values_are_made_only_where_they_are_kept(kind: str) -> None:
+    for keep_dense in (True, False):
+        with Watched() as calls:
+            pack(weight_of(), None, LinearPlan(kind, keep_dense=keep_dense), AMX)
+        assert ("mul_" in calls.names) == keep_dense

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from neurond.device.turns import in_background, in_turns
+from neurond.device.turns import clock, in_background, in_turns
 
 
 def finish(steps: object) -> object:
@@ -84,3 +85,82 @@ def test_a_helper_beside_the_loop_is_waited_for_when_it_is_given_up() -> None:
     steps.close()
     assert ended == [True]
     assert not helpers()
+
+
+class Stuck:
+    """A call with a torch call that lasts until it is let go."""
+
+    def __init__(self) -> None:
+        self.go_on, self.is_out, self.is_past = (threading.Event() for _ in range(3))
+        self.priorities: list[int] = []
+
+    def __call__(self) -> str:
+        self.priorities.append(os.getpriority(os.PRIO_PROCESS, 0))
+        torch.zeros(1).apply_(self._wait)
+        self.is_past.set()
+        self.priorities.append(os.getpriority(os.PRIO_PROCESS, 0))
+        return "done"
+
+    def _wait(self, number: float) -> float:
+        assert self.go_on.wait(5)
+        self.is_out.set()
+        return number
+
+
+def test_a_long_torch_call_goes_on_beside_the_loop_as_far_as_its_end() -> None:
+    stuck = Stuck()
+    steps = in_turns(stuck, overlaps=True)
+    next(steps)  # comes back although the call doesn't
+    next(steps)
+    stuck.go_on.set()
+    assert stuck.is_out.wait(5)
+    assert not stuck.is_past.wait(0.05)  # until it is given a turn
+    assert finish(steps) == "done"
+    assert not helpers()
+
+
+def test_whoever_is_beside_the_loop_stands_back() -> None:
+    stuck = Stuck()
+    steps = in_turns(stuck, overlaps=True)
+    next(steps)
+    stuck.go_on.set()
+    finish(steps)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert stuck.priorities == [own, min(19, own + 10)]
+
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, 0)
+
+    assert finish(in_turns(priority, overlaps=True)) == own
+    assert finish(in_background(priority)) == min(19, own + 10)
+
+
+def test_a_call_beside_the_loop_that_nobody_wants_ends_with_its_torch_call() -> None:
+    stuck = Stuck()
+    steps = in_turns(stuck, overlaps=True)
+    next(steps)
+    stuck.go_on.set()
+    steps.close()
+    assert not stuck.is_past.is_set()
+    assert not helpers()
+
+
+def test_its_clock_leaves_out_what_the_loop_does_between_turns() -> None:
+    def call() -> float:
+        begun_s = clock()
+        work(3, [])
+        return clock() - begun_s
+
+    between_s, begun_s = 0.0, clock()
+    steps = in_turns(call)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            seconds = done.value
+            break
+        left_s = clock()
+        work(2, [])
+        between_s += clock() - left_s
+    assert between_s >= 0.08
+    assert 0.06 <= seconds <= clock() - begun_s - between_s
