@@ -36,6 +36,7 @@ class History:
         self.states = StateClock()
         self._num_unproductive = 0
         self._num_failed_forks = 0
+        self._num_waits = 0
 
     def heard(self, fault: Fault) -> None:
         """Last words."""
@@ -53,7 +54,9 @@ class History:
             self._num_unproductive = 0
         if life.is_ordered:
             return Charge()
-        if not life.is_productive():
+        if life.is_patient:
+            self._num_waits += 1
+        elif not life.is_productive():
             self._num_unproductive += 1
         self.faults[life.fault_class] += 1
         if life.fault is None:
@@ -66,8 +69,9 @@ class History:
     def fork_failed(self) -> None:
         self._num_failed_forks += 1
 
-    def fork_came_up(self) -> None:
-        self._num_failed_forks = 0
+    def came_up(self) -> None:
+        """A process said hello."""
+        self._num_failed_forks = self._num_waits = 0
 
     def closed(self, last: PageView) -> None:
         self.odometer.fold(last)
@@ -77,9 +81,10 @@ class History:
         self._num_unproductive = self._num_failed_forks = 0
 
     def pause_s(self) -> float:
-        """Before the next life; a fork that failed says nothing about the device, but
-        isn't hurried."""
-        return pause_s(self._num_unproductive + self._num_failed_forks)
+        """Before the next life; a fork that failed, or a driver that isn't ready, says
+        nothing about the device, but isn't hurried."""
+        waits = self._num_failed_forks + self._num_waits
+        return pause_s(self._num_unproductive + waits)
 
     def why_hopeless(self) -> str:
         """Why there is no other life; empty when there is."""

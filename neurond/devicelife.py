@@ -39,6 +39,7 @@ class Life:
         self.why = ""
         self.is_excused = False
         self.is_wrong = False
+        self.is_patient = False
         self.fault_class = "crash"
         self._load_deadline_s = load_deadline_s
         self._until_s = time.monotonic() + boot_deadline_s
@@ -64,6 +65,10 @@ class Life:
         self.fault = fault
         self.fault_class = fault.fault_class
         self.why = self.why or f"{fault.fault_class} fault, {fault.type}"
+
+    def expects(self, why: str, *, is_patient: bool) -> None:
+        """Why it is about to end; `is_patient`: later that may go by itself."""
+        self.why, self.is_patient = why, is_patient
 
     def was_killed(self, kill: Kill, why: str) -> None:
         self.killed, self.why = kill, why

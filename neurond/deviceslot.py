@@ -117,6 +117,11 @@ class DeviceSlot(DeviceStanding):
             self._life.fault_class = "wrong_result"
         self.kill(reason, Kill.OTHER)
 
+    def expects(self, reason: str, *, is_patient: bool) -> None:
+        """This life is about to end for that; `is_patient`: try for ever (S39)."""
+        if self._life is not None:
+            self._life.expects(reason, is_patient=is_patient)
+
     def take_out(self, reason: str, cure: str) -> None:
         """No device any more until it is reset, after the cure.
 
@@ -191,7 +196,7 @@ class DeviceSlot(DeviceStanding):
         match message:
             case Hello():
                 life.said_hello(message)
-                self.history.fork_came_up()
+                self.history.came_up()
                 self.memory_total_bytes = message.memory_total_bytes
                 self.history.recovery.reached(Part.RESPAWN)
                 self._owner.on_hello(self)

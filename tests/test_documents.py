@@ -23,6 +23,7 @@ from cortexd.ctl.exits import MEANING
 from ipc.eventlog import EventLog
 from ipc.page import BOUNDS_S, COUNTERS, GAUGES, SERIES
 from neurond import config as node_config
+from neurond import families as node_families
 from neurond import metrics as node_metrics
 from neurond import operators as node_operators
 from neurond.frontend import metrics as worker_metrics
@@ -148,7 +149,8 @@ def _series() -> Iterator[Metric]:
     }
     assert worker_metrics.__doc__  # its series are in the registry by its import
     yield from (m for m in REGISTRY.collect() if m.name.startswith("neurond_"))
-    yield from node_metrics.families({"devices": [device]})
+    answer = {"devices": [device], "quarantine": {"held": 0, "total": 0}}
+    yield from node_families.families(answer)
     yield from node_metrics.NodeCollector(Path("/nowhere")).collect()
     registry = CollectorRegistry()
     series.Series(registry)

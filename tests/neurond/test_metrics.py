@@ -24,7 +24,8 @@ from ipc.errors import error_for
 from ipc.peer import Peer
 from ipc.process import PARENT_PID, pass_settings
 from ipc.unixsocket import bind_unix
-from neurond.metrics import NodeCollector, families
+from neurond.families import families
+from neurond.metrics import NodeCollector
 from tests.ipc.processkit import PATIENCE_S, wait_for
 
 GPU = {
