@@ -123,11 +123,17 @@ class FakeBackend:
     def forward(self, works: Sequence[Work]) -> list[Outcome]:
         caches = [_cache(work.sequence) for work in works]
         model = works[0].sequence.model.body
-        self._pass_time(model, works, [cache.script for cache in caches])
+        pairs = list(zip(works, caches, strict=True))
+        done = [cache.go_on(work) for work, cache in pairs]
+        self._pass_time(model, pairs)
         self._fire_model_fault(model, sum(work.num_ids for work in works))
-        rows = [self._row(w, c.script) for w, c in zip(works, caches, strict=True)]
-        for work, cache in zip(works, caches, strict=True):
-            cache.advance(work)
+        rows = [
+            self._row(work, cache.script) if whole else Row(paused=True)
+            for (work, cache), whole in zip(pairs, done, strict=True)
+        ]
+        for (work, cache), whole in zip(pairs, done, strict=True):
+            if whole:
+                cache.advance(work)
         return rows
 
     def prepare(self, sequence: Running) -> None:
@@ -158,12 +164,12 @@ class FakeBackend:
             _raise_device_assert()
 
     def _pass_time(
-        self, model: _FakeModel, works: Sequence[Work], scripts: Sequence[Script]
+        self, model: _FakeModel, pairs: Sequence[tuple[Work, FakeCache]]
     ) -> None:
-        pairs = list(zip(works, scripts, strict=True))
-        steps = [s.step_ms for w, s in pairs if w.sequence.decodes]
-        chunks = [s.prefill_ms for w, s in pairs if not w.sequence.decodes]
-        num_tokens = sum(w.num_ids for w in works if not w.sequence.decodes)
+        filling = [(w, c) for w, c in pairs if not w.sequence.decodes]
+        steps = [c.script.step_ms for w, c in pairs if w.sequence.decodes]
+        chunks = [c.script.prefill_ms for _, c in filling]
+        num_tokens = sum(w.num_ids / c.num_stints for w, c in filling)
         tokens_ms = num_tokens * model.options.get("token_ms", 0)
         duration_ms = max(steps, default=0) + max(chunks, default=0) + tokens_ms
         if duration_ms > 0:
@@ -247,6 +253,7 @@ def _resident(spec: Load, context: int, size_bytes: int) -> Resident:
         body=_FakeModel(spec.options),
         cache=cache_spec(spec.options),
         prefill_tokens_s=1e3 / token_ms if token_ms else 0.0,
+        pauses=bool(spec.options.get("pauses")),
     )
 
 

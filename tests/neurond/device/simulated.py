@@ -27,8 +27,8 @@ from ipc.messages import (
     Vector,
 )
 from ipc.status import StatusReader, StatusWriter, create_page
-from neurond.device import fakemodel
-from neurond.device.backend import Outcome, Resident, Work
+from neurond.device import fakemodel, standins
+from neurond.device.backend import Outcome, Resident, Row, Work
 from neurond.device.engine import Engine
 from neurond.device.fake import FakeBackend
 from neurond.device.sequence import Sequence
@@ -51,6 +51,8 @@ class PagedFake(FakeBackend):
         self.slots: dict[tuple[str, int], dict[int, int]] = {}
         self.copies: list[tuple[int, int, int]] = []
         self.steps: list[list[tuple[int, int]]] = []
+        self.num_paused = 0
+        self.num_ooms_in_stints = 0
 
     def clear_pages(self, model: Resident, pages: Listing[int]) -> None:
         for page in pages:
@@ -67,9 +69,15 @@ class PagedFake(FakeBackend):
         self.steps.append([(work.sequence.id, work.num_ids) for work in works])
         for work in works:
             self._check(work.sequence)
-        outcomes = super().forward(works)
-        for work in works:
-            self._write(work)
+        try:
+            outcomes = super().forward(works)
+        except standins.OutOfMemoryError:
+            self.num_ooms_in_stints += len(works) > 1 and works[-1].pause_s > 0
+            raise
+        for work, outcome in zip(works, outcomes, strict=True):
+            paused = isinstance(outcome, Row) and outcome.paused
+            self.num_paused += paused
+            self._write(work, whole=not paused)
         return outcomes
 
     def _check(self, sequence: Sequence) -> None:
@@ -79,7 +87,8 @@ class PagedFake(FakeBackend):
                 held = self._slot(sequence, position)
                 assert held == beginnings[position], (sequence.id, position)
 
-    def _write(self, work: Work) -> None:
+    def _write(self, work: Work, *, whole: bool) -> None:
+        """What a paused chunk has written is of no use to anybody yet."""
         sequence = work.sequence
         size = sequence.model.cache.page_tokens
         beginnings = _beginnings(sequence)
@@ -87,7 +96,7 @@ class PagedFake(FakeBackend):
         for position in range(begin, begin + work.num_ids):
             page = sequence.pages[position // size]
             slots = self.slots.setdefault((sequence.model.name, page), {})
-            slots[position % size] = beginnings[position]
+            slots[position % size] = beginnings[position] if whole else 0
 
     def _slot(self, sequence: Sequence, position: int) -> int | None:
         size = sequence.model.cache.page_tokens

@@ -18,9 +18,9 @@ from tests.neurond.device.rig import chat_ids
 from tests.neurond.device.simulated import Simulation
 
 NUM_REQUESTS = 60
-SYSTEMS = [[7] * 30, [*range(40, 90), IM_END, 8], [9, IM_END, 10]]
+SYSTEMS = [[7] * 30, [*range(40, 90), IM_END, 8], [9, IM_END, 10], [*range(90)] * 2]
 MODELS: dict[str, dict[str, Any]] = {
-    "m": {"page_tokens": 8, "page_bytes": 64, "pages": 40},
+    "m": {"page_tokens": 8, "page_bytes": 64, "pages": 40, "pauses": 1},
     "recurrent": {"page_tokens": 16, "page_bytes": 64, "state_bytes": 100},
     "private": {"page_tokens": 8, "page_bytes": 32, "shares": False},
 }
@@ -124,4 +124,6 @@ def test_the_crowds_meet_what_they_are_meant_to_meet() -> None:
         crowd.run()
     for counter in ("preempted_total", "cached_tokens_total", "nan_total"):
         assert sum(crowd.host.counter(counter) for crowd in crowds) > 0, counter
-    assert any(crowd.host.backend.copies for crowd in crowds)
+    backends = [crowd.host.backend for crowd in crowds]
+    assert any(backend.copies for backend in backends)
+    assert all(backend.num_paused for backend in backends)
