@@ -17,11 +17,13 @@ from ipc.journal import Journal
 from ipc.peer import is_operator
 from neurond.config import Config
 from neurond.desired import Desired
+from neurond.devicelife import Deadlines
 from neurond.deviceowner import Owner
 from neurond.deviceslot import DeviceSlot
 from neurond.discovery import DeviceSpec
 from neurond.effects import Effects
 from neurond.forker import Forker
+from neurond.hardware import Hardware
 from neurond.launch import Launch
 from neurond.lifecycle import Lifecycle
 from neurond.rings import Rings
@@ -62,7 +64,7 @@ def forker_of(
 def device_of(
     given: Given, spec: DeviceSpec, owner: Owner, forker: Forker, reaper: Reaper
 ) -> DeviceSlot:
-    settings = given.launch.device_settings()
+    settings, limits = given.launch.device_settings(), given.config.limits
     if spec.kind == "cuda":
         settings["environ"] = {"CUDA_VISIBLE_DEVICES": spec.uuid}
     return DeviceSlot(
@@ -71,8 +73,22 @@ def device_of(
         owner,
         forker,
         reaper,
-        boot_deadline_s=given.config.limits.boot_deadline_s,
-        load_deadline_s=given.config.limits.load_deadline_s,
+        Deadlines(limits.boot_deadline_s, limits.load_deadline_s),
+    )
+
+
+def hardware_of(
+    given: Given,
+    devices: Callable[[], Sequence[DeviceSlot]],
+    note: Callable[..., None],
+    silent_s: Callable[[], float],
+) -> Hardware:
+    return Hardware(
+        devices,
+        note=note,
+        silent_s=silent_s,
+        drain_s=given.config.limits.drain_s,
+        problem=given.cuda_problem,
     )
 
 

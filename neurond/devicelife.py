@@ -13,6 +13,7 @@ Invariant: a tick that came late itself makes nobody overdue.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from ipc.child import Exit
@@ -21,17 +22,24 @@ from ipc.status import Phase
 from neurond.deviceprocess import DeviceProcess
 from neurond.suspects import Ending, Kill
 
-KILL_TIMEOUT_S = 10.0
 TICKS_OVERDUE = 2
 _VMSTAT = Path("/proc/vmstat")
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """`boot_s`: fork to hello; `load_s`: one model's reload; `kill_s`: SIGKILL to its
+    effect."""
+
+    boot_s: float
+    load_s: float
+    kill_s: float = 10.0
 
 
 class Life:
     """Times are CLOCK_MONOTONIC. `why`: what is told of its end, once that is known."""
 
-    def __init__(
-        self, process: DeviceProcess, *, boot_deadline_s: float, load_deadline_s: float
-    ) -> None:
+    def __init__(self, process: DeviceProcess, deadlines: Deadlines) -> None:
         self.process = process
         self.hello: Hello | None = None
         self.fault: Fault | None = None
@@ -41,8 +49,8 @@ class Life:
         self.is_wrong = False
         self.is_patient = False
         self.fault_class = "crash"
-        self._load_deadline_s = load_deadline_s
-        self._until_s = time.monotonic() + boot_deadline_s
+        self._deadlines = deadlines
+        self._until_s = time.monotonic() + deadlines.boot_s
         self._killed_s = 0.0
         self._dead_since_s = 0.0
         self._num_overdue = 0
@@ -55,7 +63,7 @@ class Life:
 
     def begins_reload(self, num_models: int) -> None:
         """Each has its deadline on the page; this one is for a device that forgets."""
-        self._until_s = time.monotonic() + self._load_deadline_s * (num_models + 1)
+        self._until_s = time.monotonic() + self._deadlines.load_s * (num_models + 1)
 
     def serves(self) -> None:
         self._until_s = 0.0
@@ -88,7 +96,8 @@ class Life:
     def outlives_kill(self) -> bool:
         """SIGKILL has no effect: uninterruptible sleep (S38). A fork has its own."""
         has_process = self.process.pid is not None
-        return has_process and time.monotonic() > self._killed_s + KILL_TIMEOUT_S
+        until_s = self._killed_s + self._deadlines.kill_s
+        return has_process and time.monotonic() > until_s
 
     def forked_after_kill(self) -> None:
         """It was killed before it was there; its time to die begins now."""

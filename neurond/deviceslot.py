@@ -20,7 +20,7 @@ from typing import Any
 
 from ipc.child import Exit, Reaper
 from ipc.messages import Fault, Hello, LinkDown, LinkUp, Stop
-from neurond.devicelife import Life
+from neurond.devicelife import Deadlines, Life
 from neurond.deviceowner import Owner
 from neurond.deviceprocess import DeviceProcess, Listener
 from neurond.devicestanding import LIVING, DeviceStanding
@@ -34,8 +34,7 @@ _OVER = (DeviceState.STOPPING, DeviceState.STOPPED)
 
 
 class DeviceSlot(DeviceStanding):
-    """`settings`: what the process is told; `boot_deadline_s` covers fork to hello,
-    `load_deadline_s` the reload of one model."""
+    """`settings`: what the process is told."""
 
     def __init__(  # noqa: PLR0913  its collaborators
         self,
@@ -44,9 +43,7 @@ class DeviceSlot(DeviceStanding):
         owner: Owner,
         forker: Forker,
         reaper: Reaper,
-        *,
-        boot_deadline_s: float,
-        load_deadline_s: float,
+        deadlines: Deadlines,
     ) -> None:
         super().__init__(spec)
         self.gone = asyncio.Event()
@@ -54,8 +51,7 @@ class DeviceSlot(DeviceStanding):
         self._owner = owner
         self._forker = forker
         self._reaper = reaper
-        self._boot_deadline_s = boot_deadline_s
-        self._load_deadline_s = load_deadline_s
+        self._deadlines = deadlines
         self._loop = asyncio.get_running_loop()
         self._taken_out = ""
         self._coming: asyncio.Task[None] | None = None
@@ -70,11 +66,7 @@ class DeviceSlot(DeviceStanding):
         self._move(DeviceEvent.SPAWN)
         listener = Listener(self._take, self._nonsense, self._exited)
         process = DeviceProcess(self._reaper, listener)
-        life = self._life = Life(
-            process,
-            boot_deadline_s=self._boot_deadline_s,
-            load_deadline_s=self._load_deadline_s,
-        )
+        life = self._life = Life(process, self._deadlines)
         self._starting = self._loop.create_task(self._start(life))
 
     def begins_reload(self, num_models: int) -> None:
@@ -180,7 +172,7 @@ class DeviceSlot(DeviceStanding):
         told = {"kind": self.spec.kind, "generation": self.generation}
         order = ("device", self.name, self._settings | told)
         try:
-            await life.process.start(self._forker, order, self._boot_deadline_s)
+            await life.process.start(self._forker, order, self._deadlines.boot_s)
         except ForkFailed as error:
             if life is self._life:
                 self.history.fork_failed()
@@ -216,7 +208,9 @@ class DeviceSlot(DeviceStanding):
         life = self._life
         if life is None or process is not life.process:
             return  # it was written off
-        process.read()  # its last words
+        process.read()  # its last words, for which it may be taken out
+        if life is not self._life:
+            return
         self._ended(life, end, life.why or str(end))
 
     # ---- the end of a life
