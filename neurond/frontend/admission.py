@@ -57,6 +57,18 @@ def decision_s(device_kind: str, *, compiles: bool = False) -> float:
     return _DECISION_S.get(device_kind, _DECISION_OTHERWISE_S) + compile_s
 
 
+def num_seats(fact: Fact, num_ours: int) -> int:
+    """How many seats serve `num_ours` of the model's requests; 0 = nobody knows yet.
+
+    Its others are told of by the status page: they have their share of the seats.
+    """
+    running, waiting = fact.get("running") or 0, fact.get("waiting") or 0
+    if not running:
+        return 0
+    share = min(1.0, num_ours / (running + waiting))
+    return max(1, round(running * share))
+
+
 def token_s(fact: Fact) -> float:
     """How long a token of one stream takes; 0.0 = not measured yet."""
     rate = (fact.get("rates") or {}).get("decode_tokens_per_s")

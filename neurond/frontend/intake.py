@@ -101,7 +101,8 @@ class Intake:
         refusal = admission.refusal(self._node.state, model, fact, kind)
         if refusal is not None or fact is None:
             raise refusal or error_for("internal_error", "admitted without a fact")
-        self._table.check_room(num_sequences, admission.token_s(fact))
+        num_seats = admission.num_seats(fact, len(self._table))
+        self._table.check_room(num_sequences, admission.token_s(fact), num_seats)
         return fact
 
     def line(self, fact: Facts, submits: Iterable[Submit]) -> DeviceLine:

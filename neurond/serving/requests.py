@@ -20,7 +20,7 @@ from ipc.channel import ChannelBroken
 from ipc.errors import ServiceError, error_for
 from ipc.messages import RingUp, Submit
 from ipc.ring import RecordTooLarge, RingFull
-from neurond.retrying import retry_after_s
+from neurond.retrying import ends_s, retry_after_s
 from neurond.serving.entries import Channel, Entry, Sink, State
 from neurond.serving.hearing import Hearing
 from neurond.serving.register import Register, send_cancel
@@ -72,18 +72,23 @@ class RequestTable:
         """Those that wait for a device, the oldest first."""
         return [e for e in self._register.entries() if e.state is State.PARKED]
 
-    def check_room(self, num_sequences: int = 1, token_s: float = 0.0) -> None:
+    def check_room(
+        self, num_sequences: int = 1, token_s: float = 0.0, num_seats: int = 0
+    ) -> None:
         """Raises CapacityError queue_full: before any work is done for a request.
 
-        `token_s` is how long a token takes, 0.0 = unknown: it says when to ask again.
+        `token_s` is how long a token takes, 0.0 = unknown, `num_seats` how many of ours
+        are served at once, 0 = all: they say when to ask again.
         """
         num_missing = len(self) + num_sequences - self._max_entries
         if num_missing > 0:
-            ends_s = [token_s * entry.num_left for entry in self._register.entries()]
+            served = sorted(self._register.entries(), key=lambda e: not e.emitted)
+            lefts_s = [token_s * entry.num_left for entry in served]
+            ends = ends_s(lefts_s, num_seats or len(lefts_s))
             raise error_for(
                 "queue_full",
                 "every queue place of this worker is taken",
-                retry_after_s=retry_after_s(ends_s, num_missing),
+                retry_after_s=retry_after_s(ends, num_missing),
             )
 
     def submit(

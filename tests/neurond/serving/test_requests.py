@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ipc.channel import ChannelBroken
@@ -168,3 +170,23 @@ def test_s22_a_full_table_refuses_at_once() -> None:
     assert (caught.value.code, caught.value.status) == ("queue_full", 429)
     bench.happen("cancel")
     bench.add()
+
+
+@pytest.mark.parametrize(("num_seats", "after_s"), [(1, 9.0), (2, 2.0), (0, 2.0)])
+def test_who_waits_behind_others_frees_no_place_before_them(
+    num_seats: int, after_s: float
+) -> None:
+    """One is served and has 9 s left; 2 s of work wait."""
+    bench = Bench(max_entries=2)
+    bench.table.cancel(bench.entry)
+    _, serving = [
+        bench.table.submit(
+            "gpu-0", bench.line, replace(submit(), max_tokens=n), Heard()
+        )
+        for n in (20, 92)
+    ]
+    bench.say(Accepted(serving.submit.id, 0, 0))
+    bench.say(Tokens((TokenRow(serving.submit.id, 0, (5, 6)),)))
+    with pytest.raises(ServiceError) as caught:
+        bench.table.check_room(1, 0.1, num_seats)
+    assert caught.value.retry_after_s == pytest.approx(after_s)
