@@ -13,7 +13,7 @@ from ipc.messages import (
     Submit,
     TopScores,
 )
-from ipc.ring import RingFull
+from ipc.ring import RecordTooLarge, RingFull
 
 
 class Line:
@@ -24,12 +24,15 @@ class Line:
         self.sent: list[RingDown] = []
         self.refusal: Exception | None = None
         self.limit: int | None = None
+        self.too_large: set[int] = set()
 
     def submit(self, message: RingDown) -> None:
         if self.refusal is not None:
             raise self.refusal
         if self.limit is not None and len(self.sent) >= self.limit:
             raise RingFull
+        if message.id in self.too_large:
+            raise RecordTooLarge
         self.sent.append(message)
 
     @property

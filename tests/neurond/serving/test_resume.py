@@ -317,6 +317,42 @@ def test_a_parked_entry_moves_to_another_device_and_its_places_with_it() -> None
     assert bench.table.in_flight("gpu-1") == 0
 
 
+def test_word_of_another_devices_death_is_not_about_who_just_moved_there() -> None:
+    bench = Bench()
+    bench.happen("down")
+    bench.table.move(bench.entry, "gpu-1")
+    bench.table.on_down("gpu-1", 1, (), [FIRST_ID])
+    assert bench.table.parked == [bench.entry]
+
+
+def test_nothing_is_sent_to_a_life_that_is_over() -> None:
+    bench = Bench()
+    other = Line(9)
+    bench.table.on_up("gpu-1", other)
+    bench.table.on_down("gpu-1", 9)
+    bench.happen("down")
+    bench.table.move(bench.entry, "gpu-1")
+    assert other.sent == []
+
+
+def test_who_is_cancelled_while_others_are_sent_is_not_sent() -> None:
+    bench = Bench()
+    second = bench.add()
+
+    class Whole(Heard):
+        def on_failed(self, error: ServiceError) -> None:
+            bench.table.cancel(second)
+
+    bench.entry.sink = Whole()
+    bench.happen("down")
+    line = Line(2)
+    line.too_large.add(FIRST_ID)
+    bench.table.on_up(DEVICE, line)
+    assert line.sent == []
+    assert second.state is State.ENDED
+    assert len(bench.table) == 0
+
+
 def test_a_part_of_a_request_under_way_waits_with_the_rest() -> None:
     bench = Bench()
     bench.happen("down")
