@@ -12,14 +12,14 @@ import time
 from dataclasses import dataclass
 
 from ipc.errors import ServiceError
-from ipc.messages import Sampling, Submit
+from ipc.messages import Submit
 from neurond.frontend import admission, metrics
-from neurond.frontend.intake import Intake
+from neurond.frontend.intake import Intake, new_embedding
 from neurond.frontend.node import Node
 from neurond.serving import embeddings
 from neurond.serving.devices import DeviceLine
 from neurond.serving.edge import Request, Response, exchange_of, read_json
-from neurond.serving.embeddings import EmbeddingRequest, Ids
+from neurond.serving.embeddings import EmbeddingRequest
 from neurond.serving.gathering import Gathering
 from neurond.serving.library import Library
 from neurond.serving.requests import RequestTable
@@ -27,7 +27,6 @@ from neurond.serving.requests import RequestTable
 _TOKENIZER_S = 1.0
 _SILENCE_S = 60.0
 """A forward of long texts may take seconds on a CPU, never a minute."""
-_PRIORITY = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,9 @@ class EmbeddingsResource:
             size=request.num_chars,
         )
         principal = self._intake.principal(req)
-        submits = [_submit(request.model, one, principal) for one in ids]
+        submits = [
+            new_embedding(request.model, one, principal=principal) for one in ids
+        ]
         line = self._intake.line(fact, submits)
         return Prepared(request, submits, dimensions, line)
 
@@ -104,24 +105,3 @@ class EmbeddingsResource:
             )
 
         return Gathering(self._table, encode)
-
-
-def _submit(model: str, ids: Ids, principal: str) -> Submit:
-    return Submit(
-        id=0,  # the table numbers it
-        attempt=0,
-        model=model,
-        ids=ids,
-        num_prompt=len(ids),
-        choice=0,
-        seed=0,
-        sampling=Sampling(),
-        max_tokens=0,
-        stop_ids=(),
-        grammar="",
-        principal=principal,
-        priority=_PRIORITY,
-        deadline_s=0.0,
-        cache_salt="",
-        embed=True,
-    )

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ipc.errors import ClientError, error_for
-from ipc.messages import Submit
+from ipc.messages import Sampling, Submit
 from neurond.frontend import admission
 from neurond.frontend.node import Facts, Node
 from neurond.frontend.prompts import Prompts
@@ -126,6 +126,21 @@ def new_submit(  # noqa: PLR0913  what a sequence is made of
     grammar: str = "",
 ) -> Submit:
     """The sequence to run; a seed is minted where the client gave none."""
+    seed = secrets.randbits(64) if request.seed is None else request.seed
+    return replace(
+        new_embedding(model, ids, principal=principal),
+        seed=seed,
+        sampling=resolved.sampling,
+        max_tokens=resolved.max_tokens,
+        stop_ids=resolved.stop_ids,
+        grammar=grammar,
+        cache_salt=request.cache_salt,
+        embed=False,
+    )
+
+
+def new_embedding(model: str, ids: tuple[int, ...], *, principal: str) -> Submit:
+    """The sequence that gives a vector."""
     return Submit(
         id=0,  # the table numbers it
         attempt=0,
@@ -133,13 +148,14 @@ def new_submit(  # noqa: PLR0913  what a sequence is made of
         ids=ids,
         num_prompt=len(ids),
         choice=0,
-        seed=secrets.randbits(64) if request.seed is None else request.seed,
-        sampling=resolved.sampling,
-        max_tokens=resolved.max_tokens,
-        stop_ids=resolved.stop_ids,
-        grammar=grammar,
+        seed=0,
+        sampling=Sampling(),
+        max_tokens=0,
+        stop_ids=(),
+        grammar="",
         principal=principal,
         priority=_PRIORITY,
         deadline_s=0.0,
-        cache_salt=request.cache_salt,
+        cache_salt="",
+        embed=True,
     )
