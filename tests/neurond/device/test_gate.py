@@ -125,13 +125,15 @@ def test_preempted_and_resumed_it_writes_what_it_writes_alone(tmp_path: Path) ->
 def test_a_device_sleeps_while_it_compiles_and_wakes_when_it_has(
     rig: Rig, tmp_path: Path
 ) -> None:
+    """It gives the core away often: one that spins never does, one that sleeps as long
+    as an idle device a few times."""
     side = rig.ready(tmp_path / "fake", compile_ms=400)
     process = psutil.Process(rig.pid)
-    before_s = sum(process.cpu_times()[:2])
+    before = process.num_ctx_switches().voluntary
     side.ask(1, "hello", grammar=GRAMMAR)
     end = side.wait_end(1)
     assert isinstance(end, Finished)
-    assert sum(process.cpu_times()[:2]) - before_s < 0.2
+    assert process.num_ctx_switches().voluntary - before > 40
 
 
 def test_a_refusal_comes_over_the_ring_without_an_acceptance(
