@@ -127,3 +127,19 @@ def test_what_is_no_snapshot_is_not_taken(tmp_path: Path) -> None:
         fleet.close()
 
     fed(tmp_path, work)
+
+
+def test_a_refresh_is_in_vain_while_fleet_is_away_and_ends_all_the_same(
+    tmp_path: Path,
+) -> None:
+    async def work(worker: Worker, path: Path) -> None:
+        await worker.feed.refresh()
+        fleet = Fleet(path, known(3, complete=True).plain())
+        await worker.has(3)
+        await worker.feed.refresh()  # this one knows no such operation
+        fleet.close()
+        await worker.says("closed the connection")
+        await worker.feed.refresh()
+        assert worker.feed.snapshot().number == 3
+
+    fed(tmp_path, work)
