@@ -53,7 +53,7 @@ class Gate:
         if self._roster.find(worker, submit.id) is not None:
             raise error_for("invalid_request_error", "the request id is in use")
         seats = self._settings.max_running + self._settings.max_queue
-        if len(self._roster) >= seats:
+        if len(self._roster) >= seats and submit.attempt == 0:
             after_s = self._showing.retry_after_s(1)
             words = "the device's queue is full"
             raise error_for("queue_full", words, retry_after_s=after_s)

@@ -20,7 +20,7 @@ from neurond.device.sequence import Sequence
 
 class Roster:
     """`waiting` in order of arrival; in `running` the model computed longest ago comes
-    first, and of a model the sequence.
+    first, of a model the group on trial, of a group the sequence.
 
     Both are written here only.
     """
@@ -58,12 +58,14 @@ class Roster:
         (self.running if runs else self.waiting).remove(sequence)
 
     def rotate(self, sequences: Listing[Sequence]) -> None:
-        """These, all of one model, were computed just now: other models come first,
-        then those of theirs that had to wait."""
-        model = sequences[0].model
+        """These, all of one model and group, were computed just now: other models come
+        first, then other groups, then those of theirs that had to wait."""
+        model, group = sequences[0].model, sequences[0].trial_group
         others = [s for s in self.running if s.model is not model]
-        waited = [s for s in self.of(model) if s not in sequences]
-        self.running = [*others, *waited, *sequences]
+        mine = [s for s in self.of(model) if s not in sequences]
+        apart = [s for s in mine if s.trial_group != group]
+        waited = [s for s in mine if s.trial_group == group]
+        self.running = [*others, *apart, *waited, *sequences]
 
     def of(self, model: Resident) -> list[Sequence]:
         """Those of a model that run."""

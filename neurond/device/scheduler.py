@@ -29,10 +29,12 @@ def plan(
 ) -> list[Work]:
     """The works of one step of one model.
 
-    `sequences` run, the one computed longest ago first. `num_tokens` is the budget of
-    prompt tokens. Where a forward takes a single row, decoding and prefill alternate.
+    `sequences` run, the one computed longest ago first; its group on trial, or all that
+    are on none, have this step to themselves. `num_tokens` is the budget of prompt
+    tokens. Where a forward takes a single row, decoding and prefill alternate.
     `pause_s` > 0: a large chunk goes in stints, so that a step takes about so long.
     """
+    sequences = [s for s in sequences if s.trial_group == sequences[0].trial_group]
     if sequences and sequences[0].submit.embed:
         return _whole_texts(sequences, max_rows=max_rows, num_tokens=num_tokens)
     if max_rows == 1:
@@ -129,14 +131,14 @@ def next_seat(
 ) -> Sequence | None:
     """Whose turn it is (S31): `waiting` in order of arrival.
 
-    First who ran already and had to give way; then the principal that has the fewest
-    running, then the higher priority, then who came first.
+    First who ran already and had to give way, or whose device died; then the principal
+    that has the fewest running, then the higher priority, then who came first.
     """
     seats = Counter(sequence.submit.principal for sequence in running)
 
     def rank(sequence: Sequence) -> tuple[bool, int, int]:
         submit = sequence.submit
-        fresh = sequence.num_preempted == 0
+        fresh = sequence.is_new
         return fresh, seats[submit.principal] if fresh else 0, -submit.priority
 
     return min(waiting, key=rank, default=None)
@@ -159,6 +161,8 @@ def shares(candidate: Sequence, other: Sequence) -> int:
     same = candidate.model is other.model
     if not same or other.decodes or other.submit.embed:
         return 0
+    if candidate.trial_group or other.trial_group:
+        return 0  # nobody waits for a suspect, and it is computed itself
     if candidate.submit.cache_salt != other.submit.cache_salt:
         return 0
     return min(common_length(candidate.ids, other.ids), len(candidate.ids) - 1)

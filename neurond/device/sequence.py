@@ -101,6 +101,17 @@ class Sequence:
         return self.submit.id
 
     @property
+    def trial_group(self) -> int:
+        """Who may be in a step with it, as it may have killed a device; 0 = anyone."""
+        on_trial = self.num_emitted < self.submit.trial_until
+        return self.submit.trial_group if on_trial else 0
+
+    @property
+    def is_new(self) -> bool:
+        """It never had a seat, here or on a device that died."""
+        return self.num_preempted == 0 and self.submit.attempt == 0
+
+    @property
     def num_emitted(self) -> int:
         return len(self.ids) - self.submit.num_prompt
 
@@ -124,7 +135,7 @@ class Sequence:
 
     def queued_too_long(self, now_s: float, patience_s: float) -> bool:
         """Who has begun to answer isn't sent away."""
-        return self.num_preempted == 0 and now_s >= self.arrived_s + patience_s
+        return self.is_new and now_s >= self.arrived_s + patience_s
 
     def part(self, num_tokens: int) -> int:
         """How many ids to compute next, given up to so many: states are saved at the
