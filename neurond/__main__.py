@@ -16,7 +16,7 @@ from ipc.bugs import report_to
 from ipc.eventlog import EventLog
 from ipc.journal import Journal
 from ipc.systemd import listen_fds
-from neurond import config, discovery, unixlisteners
+from neurond import config, discovery, startups, unixlisteners
 from neurond.composition import Given
 from neurond.desired import Desired
 from neurond.launch import Folders, Launch, Sockets
@@ -89,7 +89,10 @@ def _devices(
     if told.kind not in ("auto", "cuda"):
         return discovery.plan_devices(told.kind, told.count, ()), ""
     gpus, problem = discovery.list_gpus(_NVML_DEADLINE_S)
-    return discovery.plan_devices(told.kind, told.count, gpus), problem or ""
+    problem = startups.of_nvml(problem or "")
+    # a host whose GPUs can't be used until a reboot isn't one without GPUs
+    kind = "cuda" if startups.is_mismatch(problem) else told.kind
+    return discovery.plan_devices(kind, told.count, gpus), problem
 
 
 if __name__ == "__main__":

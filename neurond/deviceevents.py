@@ -117,7 +117,8 @@ class DeviceEvents:
     def _spoke(self, device: DeviceSlot, message: LinkUp) -> None:
         if isinstance(message, Fault):
             self.witness.faulted(device, message)
-            self.chronicle.poisoned(device.name, message)
+            if device.has_said_hello:  # before it there is no model to lose
+                self.chronicle.poisoned(device.name, message)
         elif isinstance(message, Loaded) and not self._agrees(device, message):
             self._note("device.wrong_result", device, model=message.model)
             device.computes_wrongly(WRONG_RESULT)

@@ -16,6 +16,7 @@ from neurond.composition import Given
 from neurond.deviceslot import DeviceSlot
 from neurond.discovery import host_facts
 from neurond.gpuwatch import GpuWatch
+from neurond.hardware import Hardware
 from neurond.lifecycle import Lifecycle
 from neurond.quarantine import Quarantine
 
@@ -30,6 +31,7 @@ class Documents:
     devices: Sequence[DeviceSlot]
     lifecycle: Lifecycle
     gpus: GpuWatch
+    hardware: Hardware
     quarantine: Quarantine
     restarts: Mapping[str, int]
     boot_id: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -47,9 +49,10 @@ class Documents:
             is_stopping=self.is_stopping,
             listen=given.listeners.bound(given.launch.sockets),
             host=host_facts(),
-            cuda_problem=given.cuda_problem,
+            cuda_problem=self.hardware.cuda_problem() or given.cuda_problem,
             foreign_bytes=self.gpus.foreign_bytes(),
             quarantined=self.quarantine.facts(),
+            evidence={d.name: self.hardware.facts(d) for d in self.devices},
         )
         return facts.of_node(own, self.devices, self.lifecycle.records.values())
 

@@ -22,3 +22,5 @@ class Effects:
     cache: Path
     note: Callable[..., None]
     changed: Callable[[], None]
+    cuda_problem: Callable[[], str] = lambda: ""
+    """Why no device can be used, when that is the driver's doing; else empty."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -29,6 +29,7 @@ SCHEMA = 1
 _EMBEDDED_KINDS = {EMBEDDED_SOURCE: "chat", EMBEDDER_SOURCE: "embedding"}
 
 Facts = dict[str, Any]
+_NO_EVIDENCE: Facts = {"suspect": "", "reset_wanted": "", "xids": []}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class Own:
     cuda_problem: str
     foreign_bytes: Mapping[str, int]
     quarantined: Sequence[Facts] = ()
+    evidence: Mapping[str, Facts] = field(default_factory=dict)
+    """Of each device, what drivers say about it."""
 
 
 def of_node(
@@ -57,9 +60,7 @@ def of_node(
         device.name: [m["id"] for m in models if device.name in m["devices"]]
         for device in devices
     }
-    shown = [
-        _device(d, views[d.name], placed[d.name], own.foreign_bytes) for d in devices
-    ]
+    shown = [_device(d, views[d.name], placed[d.name], own) for d in devices]
     return {
         "schema": SCHEMA,
         "node": own.node,
@@ -109,7 +110,7 @@ def _device(
     device: DeviceSlot,
     view: PageView | None,
     models: list[str],
-    foreign_bytes: Mapping[str, int],
+    own: Own,
 ) -> Facts:
     history = device.history
     counters = history.odometer.counters(view)
@@ -127,7 +128,7 @@ def _device(
         "phase": view.phase.name.lower() if view else None,
         "memory_total_bytes": device.memory_total_bytes,
         "memory_free_bytes": device.memory_free_bytes(),
-        "memory_foreign_bytes": foreign_bytes.get(device.spec.uuid, 0),
+        "memory_foreign_bytes": own.foreign_bytes.get(device.spec.uuid, 0),
         "models": models,
         "running": gauges.get("running", 0),
         "waiting": gauges.get("waiting", 0),
@@ -140,6 +141,8 @@ def _device(
         "recovery": history.recovery.facts(),
         "cure": device.cure,
         "last_fault": history.last_fault,
+        **_NO_EVIDENCE,
+        **own.evidence.get(device.name, {}),
     }
 
 

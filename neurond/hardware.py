@@ -34,7 +34,7 @@ Facts = dict[str, Any]
 
 
 class Hardware:
-    """`note(kind, **fields)` tells an event, `changed` that the facts are others.
+    """`note(kind, **fields)` tells an event, and that the facts are others.
     `silent_s`: for how long NVML has said nothing, 0 = it speaks. A `Witness`."""
 
     def __init__(  # noqa: PLR0913  its collaborators
@@ -42,16 +42,16 @@ class Hardware:
         devices: Callable[[], Sequence[DeviceSlot]],
         *,
         note: Callable[..., None],
-        changed: Callable[[], None],
         silent_s: Callable[[], float],
         drain_s: float,
+        problem: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._devices = devices
         self._note = note
-        self._changed = changed
         self._silent_s = silent_s
         self._drain_s = drain_s
+        self._problem = problem
         self._clock = clock
         self._evidence: dict[str, Evidence] = {}
         self._readings: Readings = {}
@@ -117,9 +117,7 @@ class Hardware:
 
     def reset_done(self, name: str) -> None:
         """An operator did what the device waited for. Raises ClientError."""
-        device = next((d for d in self._devices() if d.name == name), None)
-        if device is None:
-            raise ClientError(f"there is no device {name}", param="device")
+        device = self._named(name)
         self._check_cured(device)
         self._of(device).cured()
         self._draining.pop(name, None)
@@ -128,7 +126,18 @@ class Hardware:
         self._tell(device, "device.reset_done")
         if device.state is DeviceState.FAILED:
             device.reset()
-        self._changed()
+
+    def respawn(self, name: str) -> None:
+        """An operator wants a new process. Raises ClientError."""
+        device = self._named(name)
+        if device.state is not DeviceState.FAILED:
+            device.respawn("respawn was ordered")
+        elif device.cure:
+            command = f"cortexctl devices reset-done {name}"
+            text = f"{name} waits for an operator: {device.cure}; then {command}"
+            raise ClientError(text, param="device")
+        else:
+            device.reset()
 
     def tick(self) -> None:
         """Once per tick of the supervisor."""
@@ -141,7 +150,6 @@ class Hardware:
             self._note("nvml.failed", reason="NVML is silent")
         if is_silent != self._was_silent:
             self._was_silent = is_silent
-            self._changed()
 
     # ---- what is
 
@@ -165,9 +173,16 @@ class Hardware:
 
     def cuda_problem(self) -> str:
         """Why no load can use CUDA; empty while a device may."""
-        if not self._unusable or len(self._unusable) < len(self._devices()):
+        if len(self._unusable) < len(self._devices()):
             return ""
-        return next(iter(self._unusable.values()))
+        return next(iter(self._unusable.values()), self._problem)
+
+    def is_hopeless(self) -> bool:
+        """Every device is out, and one that waits for no cure may come up again when
+        the node does; where all wait, the node stays and says for what."""
+        devices = self._devices()
+        is_out = all(device.state is DeviceState.FAILED for device in devices)
+        return is_out and any(not device.cure for device in devices)
 
     # ---- from verdicts to orders
 
@@ -209,7 +224,6 @@ class Hardware:
                 self._take_out(device, verdict.reason, verdict.cure)
             case Measure.WATCH:
                 pass
-        self._changed()
 
     def _end_life(self, device: DeviceSlot, verdict: Verdict) -> None:
         """Only an application's own fault may charge whoever ran."""
@@ -229,8 +243,10 @@ class Hardware:
         if row.retry is Retry.NEVER:
             self._unusable[device.name] = f"{reason}; {row.cure}"
             device.take_out(f"{reason}; {row.cure}", row.cure)
-        else:  # how often is tried, the device's history knows
+        else:
             self._waiting[device.name] = f"{reason}; {row.cure}"
+            is_patient = row.retry is Retry.PATIENT
+            device.expects(self._waiting[device.name], is_patient=is_patient)
 
     def _check_cured(self, device: DeviceSlot) -> None:
         """The driver's word counts for more than an operator's. Raises ClientError."""
@@ -244,6 +260,13 @@ class Hardware:
         raise ClientError(f"{device.name} waits for no reset", param="device")
 
     # ---- small things
+
+    def _named(self, name: str) -> DeviceSlot:
+        """Raises ClientError."""
+        device = next((d for d in self._devices() if d.name == name), None)
+        if device is None:
+            raise ClientError(f"there is no device {name}", param="device")
+        return device
 
     def _of(self, device: DeviceSlot) -> Evidence:
         return self._evidence.setdefault(device.name, Evidence())

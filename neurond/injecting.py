@@ -4,7 +4,8 @@ Supervisor. Refused unless `[faults] injection` is on. The device counts the ste
 does it; two kinds are ours:
 
     wrong_result   is of a load, so it goes to the device's next process, at its hello
-    xid:N          is what the driver would have reported of the device
+    xid:N          is what the driver would have reported of the device; with
+                   ",recovery=N", ",pid=N" and ",others" as `xids.told` has them
 
 Invariant: nothing is sent that a device doesn't know, and nothing to one that is away.
 """
@@ -20,6 +21,7 @@ from ipc.messages import Inject
 from ipc.status import Phase
 from neurond.device.injection import KINDS
 from neurond.deviceslot import DeviceSlot
+from neurond.xids import Sighting, told
 
 Facts = dict[str, Any]
 
@@ -37,7 +39,7 @@ class Injector:
     def __init__(
         self, devices: Callable[[], Iterable[DeviceSlot]], *, is_allowed: bool
     ) -> None:
-        self.on_xid: Callable[[DeviceSlot, int], None] = lambda _device, _xid: None
+        self.on_xid: Callable[[DeviceSlot, Sighting], None] = lambda *_seen: None
         self._devices = devices
         self._is_allowed = is_allowed
         self._next_life: Counter[str] = Counter()
@@ -66,7 +68,7 @@ class Injector:
             times=_number(args, "times", 1, _MOST_TIMES),
         )
         if kind.startswith(_XID):
-            self.on_xid(device, _xid(kind))
+            self.on_xid(device, _sighting(kind))
         elif kind not in KINDS:
             words = f"{kind!r} can't be simulated; one of {', '.join(KINDS)}, xid:N can"
             raise ClientError(words, param="kind")
@@ -100,8 +102,11 @@ def _number(args: Mapping[str, Any], name: str, default: int, most: int) -> int:
     return value
 
 
-def _xid(kind: str) -> int:
-    digits = kind.removeprefix(_XID)
-    if not digits.isdecimal() or not 0 < int(digits[:9]) < _MAX_XID:
+def _sighting(kind: str) -> Sighting:
+    try:
+        sighting = told(kind)
+    except ValueError as error:
+        raise ClientError(str(error), param="kind") from error
+    if not 0 < sighting.xid < _MAX_XID:
         raise ClientError("xid:N wants the number of an Xid", param="kind")
-    return int(digits)
+    return sighting

@@ -18,7 +18,7 @@ import time
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-from ipc.errors import ClientError, DeviceFault, HostError, ServiceError, from_wire
+from ipc.errors import ClientError, HostError, ServiceError, from_wire
 from ipc.messages import LinkUp, Loaded, LoadFailed, LoadProgress, Unload, Unloaded
 from neurond import admission, sources
 from neurond.config import Model
@@ -32,7 +32,7 @@ from neurond.modelrecord import (
     strangers,
     unknown,
 )
-from neurond.placement import Placement, is_used
+from neurond.placement import NONE_LEFT, Placement, is_used
 from neurond.preparation import Preparation
 from neurond.states import DeviceState, ModelEvent, ModelStatus
 
@@ -56,7 +56,8 @@ class Lifecycle:
         self._effects = effects
         self._load_deadline_s = load_deadline_s
         self._drain_s = drain_s
-        self.placement = Placement(effects.devices, self.records)
+        told = effects.devices, self.records, effects.cuda_problem
+        self.placement = Placement(*told)
         self.preparation = Preparation(effects)
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -154,7 +155,7 @@ class Lifecycle:
                 record.loaded = None
                 self._work_on(record, self._load(record))
             else:
-                self._failed(record, DeviceFault(text, code="device_failed"))
+                self._failed(record, self.placement.none_left(text))
 
     def message(self, device: DeviceSlot, message: LinkUp) -> None:
         match message:
@@ -279,7 +280,7 @@ class Lifecycle:
         """A device is up: what failed for the want of one may load now."""
         for record in self.records.values():
             error = record.error if record.status is ModelStatus.FAILED else None
-            if error is not None and error.code == "device_failed":
+            if error is not None and error.code in NONE_LEFT:
                 self._begin_load(record)
 
     def _moved(self, kind: str = "", record: ModelRecord | None = None) -> None:

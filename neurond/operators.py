@@ -7,7 +7,7 @@ lifecycle and the device slots.
     files {model_id}                                  where its tokenizer is
     events {since, limit}                             what was
     load unload {model_id, wait, if_match, …}         answers {status, model, version}
-    respawn {device}   stop                           orders
+    respawn reset_done {device}   stop                orders
     faults   inject {device, kind, at_step, …}        simulated, where that is allowed
 """
 
@@ -44,6 +44,7 @@ class Orders:
     want: Callable[[ModelRecord], None]
     release: Callable[[str], None]
     respawn: Callable[[str], None]
+    reset_done: Callable[[str], None]
     injector: Injector
     stop: Callable[[], None]
 
@@ -60,7 +61,7 @@ class Operators:
         self._config = config
         own = (
             *("version", "settings", "metrics", "files", "load", "unload", "respawn"),
-            *("faults", "inject"),
+            *("faults", "inject", "reset_done"),
         )
         self._server = ControlServer(
             listener,
@@ -129,6 +130,10 @@ class Operators:
 
     async def _respawn_op(self, args: Facts, _peer: Peer) -> Facts:
         self._orders.respawn(str(args.get("device", "")))
+        return {}
+
+    async def _reset_done_op(self, args: Facts, _peer: Peer) -> Facts:
+        self._orders.reset_done(str(args.get("device", "")))
         return {}
 
     async def _faults_op(self, _args: Facts, _peer: Peer) -> Facts:

@@ -10,7 +10,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ipc.errors import CapacityError, DeviceFault, HostError
+from ipc.errors import (
+    CapacityError,
+    DeviceFault,
+    HostError,
+    ServiceError,
+    error_for,
+)
 from neurond import admission
 from neurond.deviceslot import DeviceSlot
 from neurond.modelrecord import ModelRecord
@@ -19,6 +25,8 @@ from neurond.states import DeviceState
 _POLL_S = 0.05
 _FREEING_S = 30.0
 """How late the bytes of an unloaded model may show up (S35)."""
+NONE_LEFT = ("device_failed", "cuda_unavailable")
+"""Why a load failed that may go well once a device is up."""
 _COMING = (
     DeviceState.ABSENT,
     DeviceState.STARTING,
@@ -31,6 +39,7 @@ _COMING = (
 class Placement:
     devices: Callable[[], Iterable[DeviceSlot]]
     records: Mapping[str, ModelRecord]
+    cuda_problem: Callable[[], str] = lambda: ""
     freed_s: dict[str, float] = field(default_factory=dict)
 
     def freed(self, device: DeviceSlot) -> None:
@@ -48,6 +57,13 @@ class Placement:
         slots = self._allowed(record)
         return any(slot.is_up or slot.state in _COMING for slot in slots)
 
+    def none_left(self, text: str) -> ServiceError:
+        """Why nothing can be loaded; a driver that doesn't fit names its cure."""
+        problem = self.cuda_problem()
+        if problem:
+            return error_for("cuda_unavailable", problem)
+        return DeviceFault(text, code="device_failed")
+
     def _allowed(self, record: ModelRecord) -> list[DeviceSlot]:
         return [slot for slot in self.devices() if slot.name in record.allowed]
 
@@ -62,7 +78,7 @@ class Placement:
                 if chosen is not None:
                     return chosen
             elif not any(slot.state in _COMING for slot in slots):
-                raise DeviceFault("every device was taken out", code="device_failed")
+                raise self.none_left("every device was taken out")
             await asyncio.sleep(_POLL_S)
         raise HostError("no device came up in time", code="load_failed")
 

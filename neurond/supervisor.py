@@ -38,6 +38,7 @@ from neurond.composition import (
     attach_of,
     device_of,
     forker_of,
+    hardware_of,
     lifecycle_of,
 )
 from neurond.converter import Converter
@@ -51,7 +52,6 @@ from neurond.operators import Operators, Orders
 from neurond.publishing import Publisher
 from neurond.quarantine import Quarantine
 from neurond.rings import Rings
-from neurond.states import DeviceState
 from neurond.stopping import stop_devices
 
 TICK_S = 0.25
@@ -84,6 +84,10 @@ class Supervisor:
         self._quarantine = Quarantine(self._config.limits.quarantine_s)
         is_allowed = self._config.faults.injection
         self._injector = Injector(lambda: self._devices, is_allowed=is_allowed)
+        self._hardware = hardware_of(
+            given, lambda: self._devices, self._note, lambda: self._gpus.silent_s
+        )
+        self._injector.on_xid = self._hardware.saw
         self._device_events = self._make_events()
         owner = self._device_events.owner()
         self._devices = [
@@ -94,13 +98,19 @@ class Supervisor:
         self._frontend = Keeper("frontend", launch.frontend, self._reaper, self._exited)
         self._metrics = Keeper("metrics", launch.metrics, self._reaper, self._exited)
         self._gpus = GpuWatch(
-            self._reaper, launch.nvml, self._device_pids, self._exited
+            self._reaper,
+            launch.nvml,
+            self._device_pids,
+            self._exited,
+            hear=self._hardware.hear,
+            most_written_off=len(self._devices),
         )
         self._documents = Documents(
             given,
             self._devices,
             self._lifecycle,
             self._gpus,
+            self._hardware,
             self._quarantine,
             self._restarts,
         )
@@ -120,6 +130,7 @@ class Supervisor:
             before_reload=self._injector.before_reload,
             reading=lambda uuid: self._gpus.reading(uuid),
             quarantine=self._quarantine,
+            witness=self._hardware,
         )
 
     def _make_lifecycle(self) -> Lifecycle:
@@ -135,6 +146,7 @@ class Supervisor:
                 cache=self._given.launch.folders.cache,
                 note=self._note,
                 changed=self._changed,
+                cuda_problem=lambda: self._hardware.cuda_problem(),
             ),
         )
 
@@ -146,7 +158,8 @@ class Supervisor:
             lifecycle=self._lifecycle,
             want=lambda record: desired.want(record.spec.id, record.ordered),
             release=desired.release,
-            respawn=self._respawn,
+            respawn=self._hardware.respawn,
+            reset_done=self._hardware.reset_done,
             injector=self._injector,
             stop=self._wanted_stop.set,
         )
@@ -202,6 +215,8 @@ class Supervisor:
             last_s = now_s
             for device in self._devices:
                 device.tick(late=late)
+            self._gpus.tick()
+            self._hardware.tick()
             self._reaper.reap_orphans()
             self._publisher.tick(now_s)
             self._journal.flush()
@@ -224,8 +239,7 @@ class Supervisor:
 
     def _give_up_if_hopeless(self) -> None:
         """The last rung: a new start may have more luck (S13)."""
-        states = {device.state for device in self._devices}
-        if states == {DeviceState.FAILED} and not self._is_stopping:
+        if self._hardware.is_hopeless() and not self._is_stopping:
             self._journal.error("every device was taken out", event="node.hopeless")
             self._exit_code = EXIT_RESTART
             self._wanted_stop.set()
@@ -244,16 +258,6 @@ class Supervisor:
         if isinstance(how, Exit) and how.meaning == "permanent":
             self._exit_code = EXIT_PERMANENT
             self._wanted_stop.set()
-
-    def _respawn(self, name: str) -> None:
-        """An operator's order: charged to nobody."""
-        device = next((d for d in self._devices if d.name == name), None)
-        if device is None:
-            raise ClientError(f"there is no device {name}", param="device")
-        if device.state is DeviceState.FAILED:
-            device.reset()
-        else:
-            device.respawn("respawn was ordered")
 
     def _refuse_reload(self) -> None:
         words = "SIGHUP is ignored: the configuration is read at a start only"

@@ -29,7 +29,7 @@ TOP = """schema node boot_id residency time_s started_s version state health lis
     devices models quarantined"""
 DEVICE = """device kind name uuid pid state reason since_s generation phase
     memory_total_bytes memory_free_bytes memory_foreign_bytes models running waiting
-    emitted_tokens_total counters deaths_total last_fault
+    emitted_tokens_total counters deaths_total last_fault suspect reset_wanted xids
     faults_total suspects_total convicted_total recovery cure"""
 MODEL = """id status stage percent eta_s reason since_s devices servable context dtype
     context_limited_by rates kv quant digest resident_bytes pinned priority last_used_s

@@ -32,14 +32,22 @@ class Gpu:
         self.generation = 1
         self.pid: int | None = 100 + index
         self.has_said_hello = True
+        self.cure = ""
         self.orders: list[tuple[str, str]] = []
         self.running = 0
+
+    def expects(self, reason: str, *, is_patient: bool) -> None:
+        self.orders.append(("expects", "patient" if is_patient else "normal"))
+
+    def respawn(self, reason: str) -> None:
+        self.orders.append(("respawn", reason))
 
     def kill(self, reason: str) -> None:
         self.orders.append(("kill", reason))
 
     def take_out(self, reason: str, cure: str) -> None:
         self.orders.append(("take_out", cure))
+        self.cure = cure
         self.state = DeviceState.FAILED
 
     def reset(self) -> None:
@@ -65,7 +73,6 @@ class Host:
         self.hardware = Hardware(
             lambda: [slot(gpu) for gpu in self.gpus],
             note=lambda kind, **fields: self.noted.append((kind, fields)),
-            changed=lambda: None,
             silent_s=lambda: self.silent_s,
             drain_s=DRAIN_S,
             clock=lambda: self.now_s,
@@ -246,7 +253,7 @@ def test_s39_what_is_not_ready_yet_is_shown_until_it_is(code: int) -> None:
     gpu.has_said_hello = False
     chain = (f"RuntimeError: Unexpected error. Error {code}: not now",)
     host.hardware.faulted(slot(gpu), last_words(-1, chain=chain))
-    assert gpu.orders == []
+    assert gpu.orders == [("expects", "patient")]
     assert host.facts(gpu)["suspect"].startswith(f"CUDA error {code}")
     assert not host.hardware.cuda_problem()
     gpu.has_said_hello = True

@@ -47,6 +47,7 @@ class Desk:
             want=lambda record: self.done.append(("want", record.spec.id)),
             release=lambda model: self.done.append(("release", model)),
             respawn=self.respawn,
+            reset_done=lambda name: self.done.append(("reset_done", name)),
             injector=Injector(lambda: as_slots(*self.node.slots), is_allowed=True),
             stop=lambda: self.done.append(("stop", "")),
         )
