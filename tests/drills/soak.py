@@ -43,6 +43,7 @@ from tests.drills.traffic import Ask, Traffic
 
 MOST_OPEN = 96
 _PHASE_S = 10.0
+_LEAST_POINTS = 3  # of fewer nobody can say what grows
 _LEAVE_SHARE = 0.2
 _RATES = (0.4, 1.0, 1.0, 3.0)
 _SCORE_TOLERANCE = 1e-3
@@ -110,10 +111,12 @@ class Soak:
 
     async def run(self, seconds: float, phase_s: float) -> Outcome:
         begun_s = time.monotonic()
-        while (left_s := begun_s + seconds - time.monotonic()) > 0:
-            await self._phase(min(left_s, phase_s))
-            point = settle(self._stack.node, self._stack.daemons)
-            self.outcome.points.append(point)
+        points = self.outcome.points
+        left_s = seconds
+        while left_s > 0 or len(points) < _LEAST_POINTS:
+            await self._phase(min(left_s, phase_s) if left_s > 0 else phase_s)
+            points.append(settle(self._stack.node, self._stack.daemons))
+            left_s = begun_s + seconds - time.monotonic()
         self.outcome.seconds = time.monotonic() - begun_s
         return self.outcome
 

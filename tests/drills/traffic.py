@@ -19,7 +19,7 @@ SALTS = ("", "", "alice", "bob", "carol")
 CALLERS = ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4")
 """Principals, of which the first asks most."""
 
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
         "colour": {"enum": ["red", "green", "blue"]},
