@@ -115,14 +115,15 @@ class Forward:
             raise self._died(error, works) from error
 
     def _arm(self, phase: Phase, works: Listing[Work]) -> None:
-        """A step on trial has another name, and the deadline of what it does."""
+        """A step on trial has another name, and the deadline of what it does; the probe
+        after it belongs to it, since a death there is the step's as well."""
         settings = self._settings
         deadline_s = {
             Phase.PREFILL: settings.prefill_deadline_s,
             Phase.DECODE: settings.decode_deadline_s,
             Phase.PROBE: settings.probe_deadline_s,
         }[phase]
-        if phase is not Phase.PROBE and works[0].sequence.trial_group:
+        if works[0].sequence.trial_group:
             phase = Phase.TRIAL
         self._page.arm(phase, deadline_s, [work.sequence.id for work in works])
 

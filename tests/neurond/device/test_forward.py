@@ -47,17 +47,18 @@ class Bench:
         settings = DeviceSettings(decode_deadline_s=5.0, prefill_deadline_s=7.0)
         self._forward = Forward(backend, writer, settings, generation=3)
 
-    def run(self, *ids: int, num_ids: int = 1) -> list[Outcome]:
-        return self._forward.run([self._work(number, num_ids) for number in ids])
+    def run(self, *ids: int, num_ids: int = 1, group: int = 0) -> list[Outcome]:
+        return self._forward.run([self._work(n, num_ids, group) for n in ids])
 
-    def died(self, *ids: int) -> DeviceDied:
+    def died(self, *ids: int, group: int = 0) -> DeviceDied:
         with pytest.raises(DeviceDied) as caught:
-            self.run(*ids)
+            self.run(*ids, group=group)
         return caught.value
 
-    def _work(self, number: int, num_ids: int) -> Work:
-        sequence = Sequence(1, make_submit(number, (1,) * num_ids), resident(), 0.0)
-        return Work(sequence, num_ids)
+    def _work(self, number: int, num_ids: int, group: int) -> Work:
+        trial = {"trial_group": group, "trial_until": 2 if group else 0}
+        submit = make_submit(number, (1,) * num_ids, **trial)
+        return Work(Sequence(1, submit, resident(), 0.0), num_ids)
 
 
 def test_an_unclear_error_fails_the_row_to_blame_when_the_probe_passes() -> None:
@@ -84,6 +85,15 @@ def test_an_unclear_error_is_the_devices_when_the_probe_fails() -> None:
     view = bench.page.read()
     assert (view.phase, view.requests) == (Phase.PROBE, (1, 2, 3))
     assert view.deadline_s - time.monotonic() <= 5.0
+
+
+def test_s16_the_probe_after_a_step_on_trial_is_part_of_the_trial() -> None:
+    backend = Scripted(errors={2: RuntimeError("?")}, probe_error=OSError("broken"))
+    bench = Bench(backend)
+    assert bench.died(2, group=4).fault.requests == (2,)
+    view = bench.page.read()
+    assert (view.phase, view.requests) == (Phase.TRIAL, (2,))
+    assert view.deadline_s - view.since_s == pytest.approx(5.0)
 
 
 def test_a_device_fault_needs_no_probe() -> None:
