@@ -16,7 +16,7 @@ from ipc.bugs import report_to
 from ipc.eventlog import EventLog
 from ipc.journal import Journal
 from ipc.systemd import listen_fds
-from neurond import config, discovery, startups, unixlisteners
+from neurond import config, discovery, unixlisteners
 from neurond.composition import Given
 from neurond.desired import Desired
 from neurond.launch import Folders, Launch, Sockets
@@ -86,13 +86,7 @@ def _devices(
     told: config.Devices,
 ) -> tuple[tuple[discovery.DeviceSpec, ...], str]:
     """The devices to be, and what is wrong with CUDA if anything is (S18)."""
-    if told.kind not in ("auto", "cuda"):
-        return discovery.plan_devices(told.kind, told.count, ()), ""
-    gpus, problem = discovery.list_gpus(_NVML_DEADLINE_S)
-    problem = startups.of_nvml(problem or "")
-    # a host whose GPUs can't be used until a reboot isn't one without GPUs
-    kind = "cuda" if startups.is_mismatch(problem) else told.kind
-    return discovery.plan_devices(kind, told.count, gpus), problem
+    return discovery.find_devices(told.kind, told.count, _NVML_DEADLINE_S)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from pathlib import Path
 import psutil
 
 from ipc.process import PARENT_PID
+from neurond import startups
 
 DRIVER_NODE = Path("/dev/nvidiactl")
 _NVML_CHILD = ("-m", "neurond.nvml", "--once")
@@ -87,6 +88,22 @@ def plan_devices(kind: str, count: int, gpus: Sequence[Gpu]) -> tuple[DeviceSpec
         DeviceSpec(f"{chosen}-{index}", chosen, chosen.upper(), "", 0, index)
         for index in range(count)
     )
+
+
+def find_devices(
+    kind: str, count: int, deadline_s: float, *, driver_node: Path = DRIVER_NODE
+) -> tuple[tuple[DeviceSpec, ...], str]:
+    """The plan for this host, and what is wrong with CUDA; empty: nothing.
+
+    A host whose GPUs can't be used until a reboot isn't one without GPUs: it gets no
+    devices, so that nobody is served by its CPU unawares.
+    """
+    if kind not in ("auto", "cuda"):
+        return plan_devices(kind, count, ()), ""
+    gpus, complaint = list_gpus(deadline_s, driver_node=driver_node)
+    problem = startups.of_nvml(complaint or "")
+    wanted = "cuda" if startups.is_mismatch(problem) else kind
+    return plan_devices(wanted, count, gpus), problem
 
 
 def list_gpus(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ipc.errors import ClientError, error_for
@@ -68,7 +69,7 @@ class Injector:
             times=_number(args, "times", 1, _MOST_TIMES),
         )
         if kind.startswith(_XID):
-            self.on_xid(device, _sighting(kind))
+            self.on_xid(device, _sighting(kind, device.pid))
         elif kind not in KINDS:
             words = f"{kind!r} can't be simulated; one of {', '.join(KINDS)}, xid:N can"
             raise ClientError(words, param="kind")
@@ -102,11 +103,13 @@ def _number(args: Mapping[str, Any], name: str, default: int, most: int) -> int:
     return value
 
 
-def _sighting(kind: str) -> Sighting:
+def _sighting(kind: str, pid: int | None) -> Sighting:
+    """Of the device's own process, unless told otherwise."""
     try:
         sighting = told(kind)
     except ValueError as error:
         raise ClientError(str(error), param="kind") from error
     if not 0 < sighting.xid < _MAX_XID:
         raise ClientError("xid:N wants the number of an Xid", param="kind")
-    return sighting
+    is_told = sighting.pid is not None or sighting.others
+    return sighting if is_told else replace(sighting, pid=pid)

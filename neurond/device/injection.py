@@ -11,6 +11,9 @@ Steps are calls of `forward`, those of a step that is tried again included. Wher
 `at_step` is 0, what ends or poisons the process does so at once; `wrong_result` is of
 loads, the next `times` ones in this process.
 
+CUDA that can't be used at all is no order, as no process is there to take it: see
+`standins.START_FILE`.
+
 Invariant: without an order this is the backend that it stands around.
 """
 
@@ -142,6 +145,7 @@ class InjectingBackend:
     # -- the rest, which a poisoned context fails as well
 
     def open(self) -> Memory:
+        standins.fail_start()
         return self._backend.open()
 
     def memory(self) -> Memory:

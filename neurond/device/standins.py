@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -26,6 +27,8 @@ class OutOfMemoryError(RuntimeError):
     """The allocator has no room."""
 
 
+START_FILE = "FAULT_CUDA_START_FILE"
+"""Names a variable of the node: a file whose number fails the start of each device."""
 _POISONS = {
     "device_assert": (710, "device-side assert triggered"),
     "illegal_access": (700, "an illegal memory access was encountered"),
@@ -41,6 +44,18 @@ def poison(kind: str) -> AcceleratorError:
     """The error that a context so poisoned raises."""
     code, text = _POISONS[kind]
     return AcceleratorError(f"CUDA error: {text}", code)
+
+
+def fail_start() -> None:
+    """Raises while the file that START_FILE names holds a cudaError."""
+    path = os.environ.get(START_FILE)
+    try:
+        told = Path(path).read_text().strip() if path else ""
+    except FileNotFoundError:
+        return
+    if told:
+        text = f"Unexpected error from cudaGetDeviceCount(). Error {told}: not usable"
+        raise RuntimeError(text)
 
 
 def out_of_memory() -> NoReturn:

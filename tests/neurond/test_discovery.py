@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from neurond.discovery import Gpu, host_facts, list_gpus, plan_devices
+from neurond.discovery import (
+    Gpu,
+    find_devices,
+    host_facts,
+    list_gpus,
+    plan_devices,
+)
 from tests.neurond.fakenvml import GIB, environ, gpu
 
 GPUS = (
@@ -135,3 +141,22 @@ def test_a_child_that_dies_is_no_answer(
     (tmp_path / "pynvml.py").write_text("import os; os.abort()")
     found, error = list_gpus(10, driver_node=node)
     assert (found, error) == ([], "NVML's child ended without an answer (exit -6)")
+
+
+def test_s18_a_driver_that_was_updated_means_no_device_and_names_the_cure(
+    tmp_path: Path, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, tmp_path, {"init_error": "Driver/library version mismatch"})
+    specs, problem = find_devices("auto", 2, 10.0, driver_node=node)
+    assert specs == ()
+    assert problem.endswith("reboot the host")
+    assert find_devices("cpu", 1, 10.0, driver_node=node)[1] == ""
+
+
+def test_another_complaint_leaves_a_host_its_cpu(
+    tmp_path: Path, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, tmp_path, {"init_error": "Insufficient Permissions"})
+    specs, problem = find_devices("auto", 1, 10.0, driver_node=node)
+    assert [spec.device for spec in specs] == ["cpu-0"]
+    assert "Insufficient Permissions" in problem
