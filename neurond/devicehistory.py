@@ -50,21 +50,25 @@ class History:
 
         `groups` numbers trial groups.
         """
-        if life.is_productive():
-            self._num_unproductive = 0
         if life.is_ordered:
             return Charge()
-        if life.is_patient:
-            self._num_waits += 1
-        elif not life.is_productive():
-            self._num_unproductive += 1
         self.faults[life.fault_class] += 1
         if life.fault is None:
             self.last_fault = fault_fact(reason, (), life.fault_class)
         charge = judge(life.ending(end), groups)
         self.num_suspects += len(charge.suspects)
         self.num_convicted += len(charge.convicted)
+        self._blame(life, charge)
         return charge
+
+    def _blame(self, life: Life, charge: Charge) -> None:
+        """A life that convicts a request speaks neither for nor against the device."""
+        if life.is_productive():
+            self._num_unproductive = 0
+        elif life.is_patient:
+            self._num_waits += 1
+        elif not charge.convicted:
+            self._num_unproductive += 1
 
     def fork_failed(self) -> None:
         self._num_failed_forks += 1

@@ -150,6 +150,20 @@ async def test_s16_a_crash_while_one_runs_alone_convicts_it() -> None:
 
 
 @running
+async def test_s16_s17_a_conviction_speaks_neither_for_nor_against_the_device() -> None:
+    async with playing() as play:
+        history = play.slot.history
+        for phase, pause_s in ((Phase.DECODE, 0.25), (Phase.TRIAL, 0.25)):
+            await play.serves()
+            play.shows(phase, 7)
+            play.child.kill(signal.SIGSEGV)
+            await play.ends()
+            assert history.pause_s() == pause_s
+            break_pause(play)
+            await until(lambda: play.slot.pid is not None)
+
+
+@running
 async def test_s16_a_kill_from_outside_charges_nobody() -> None:
     async with playing() as play:
         before = oom_kills()
