@@ -21,7 +21,7 @@ EXAMPLES = {
     "": ("status", "load smollm2-135m-instruct"),
     "status": ("status", "status --json | jq .ready"),
     "models": ("models", "models --json | jq -r '.[].id'"),
-    "devices": ("devices", "devices --json"),
+    "devices": ("devices --json", "devices reset-done gpu-0"),
     "load": ("load smollm2-135m-instruct", "load tiny --source /models/tiny"),
     "unload": ("unload smollm2-135m-instruct", "unload tiny --yes"),
     "events": ("events --limit 50", "events --follow --json"),
@@ -32,7 +32,7 @@ EXAMPLES = {
 SUMMARY = {
     "status": "node, gateway, devices, models and what needs attention",
     "models": "models: state, progress, memory, requests",
-    "devices": "devices: state, memory, generation, requests",
+    "devices": "devices: state, memory, requests; or that one was reset",
     "load": "load a model and wait until it serves",
     "unload": "unload a model and give its memory back",
     "events": "what happened on the node, from its log",
@@ -163,6 +163,17 @@ def _add_events(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_devices(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("reset-done",),
+        metavar="reset-done",
+        help="what DEVICE waited for is done: try it again",
+    )
+    parser.add_argument("device", nargs="?", metavar="DEVICE")
+
+
 def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("code", nargs="?", help="CX-… or API code; none: all of them")
 
@@ -181,6 +192,7 @@ _ADD: dict[str, Callable[[argparse.ArgumentParser], None]] = dict.fromkeys(
     "load": _add_load,
     "unload": _add_unload,
     "events": _add_events,
+    "devices": _add_devices,
     "explain": _add_explain,
     "help": _add_help,
 }

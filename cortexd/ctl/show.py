@@ -36,7 +36,9 @@ def models(args: Namespace, output: Output) -> Exit:
 
 
 def devices(args: Namespace, output: Output) -> Exit:
-    """One row per device."""
+    """One row per device; `reset-done`: an operator did what one waited for."""
+    if args.action:
+        return _reset_done(args, output)
     rows = o.devices(_ask(args))
     if output.as_json:
         output.document(rows)
@@ -61,6 +63,19 @@ def version(args: Namespace, output: Output) -> Exit:
     else:
         width = max(map(len, found))
         output.lines(f"{name:<{width}}  {text}" for name, text in found.items())
+    return Exit.DONE
+
+
+def _reset_done(args: Namespace, output: Output) -> Exit:
+    if not args.device:
+        text = "which device was reset?"
+        raise CommandError(text, Exit.USAGE, next_command="cortexctl devices")
+    path = client.node_socket(args.socket)
+    client.ask(path, "reset_done", {"device": args.device})
+    if output.as_json:
+        output.document({"device": args.device})
+    else:
+        output.say(f"{args.device} is tried again; follow it: cortexctl devices")
     return Exit.DONE
 
 

@@ -251,6 +251,8 @@ def _device_memory(device: Facts) -> str:
 def _device_note(device: Facts) -> str:
     if device.get("state") != "ready":
         return str(device.get("reason") or device.get("phase") or "")
+    if told := device.get("suspect") or device.get("reset_wanted"):
+        return str(told)
     fault = device.get("last_fault")
     return f"last fault: {fault.get('type') or fault.get('class')}" if fault else ""
 

@@ -3,6 +3,8 @@ that the NVML child reports, simulated start-up codes that of a real one."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,3 +188,22 @@ def refusal_of(node: Node) -> ServiceError:
     found: Any = caught.value
     assert isinstance(found, ServiceError)
     return found
+
+
+def test_an_operator_says_at_the_command_line_that_a_reset_is_done(
+    node: Node,
+) -> None:
+    name = device_of(node, MODEL)
+    generation = node.device(name)["generation"]
+    node.control("inject", device=name, kind="xid:119")
+    node.wait(lambda: node.device(name)["state"] == "failed", "it is not out")
+    assert cortexctl(node, "devices", "reset-done", "fake-9").returncode != 0
+    assert cortexctl(node, "devices", "reset-done").returncode == 2
+    assert cortexctl(node, "devices", "reset-done", name).returncode == 0
+    wait_until_ready(node, name, generation + 1)
+
+
+def cortexctl(node: Node, *words: str) -> subprocess.CompletedProcess[bytes]:
+    socket = ["--socket", str(node.control_socket)]
+    argv = [sys.executable, "-m", "cortexd.ctl", *words, *socket]
+    return subprocess.run(argv, capture_output=True, check=False, timeout=20)
