@@ -9,7 +9,7 @@ again.
 
 from __future__ import annotations
 
-from ipc.errors import from_wire
+from ipc.errors import ServiceError, from_wire
 from ipc.messages import (
     Accepted,
     Failed,
@@ -22,7 +22,7 @@ from ipc.messages import (
     Tokens,
     Vector,
 )
-from neurond.serving.entries import Channel, Entry
+from neurond.serving.entries import Channel, Entry, State
 from neurond.serving.register import Register, send_cancel
 
 Event = Accepted | Progress | PromptScores | Vector | Finished | Failed
@@ -75,7 +75,16 @@ class Hearing:
             case Finished():
                 self._on_finished(entry, message)
             case Failed(error=wire):
-                self._register.fail(entry, "failed", from_wire(wire))
+                self._on_failed(entry, from_wire(wire))
+
+    def _on_failed(self, entry: Entry, error: ServiceError) -> None:
+        """A device that is back without the model isn't the last word: the model may
+        have moved meanwhile."""
+        if entry.state is State.RESUMED and error.code == "no_healthy_node":
+            self._step(entry, "down")
+            entry.channel = None
+        else:
+            self._register.fail(entry, "failed", error)
 
     def _on_scores(self, entry: Entry, message: PromptScores) -> None:
         end = message.start + len(message.logprobs)

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipc.channel import ChannelBroken
-from ipc.errors import ServiceError
+from ipc.errors import ServiceError, error_for
 from ipc.messages import (
     Accepted,
+    Failed,
     Finished,
     PromptScores,
     Submit,
@@ -351,6 +352,25 @@ def test_who_is_cancelled_while_others_are_sent_is_not_sent() -> None:
     assert line.sent == []
     assert second.state is State.ENDED
     assert len(bench.table) == 0
+
+
+def test_a_device_that_is_back_without_the_model_leaves_its_requests_parked() -> None:
+    bench = Bench()
+    bench.happen("accepted")
+    bench.now_s = 5.0
+    bench.happen("down")
+    bench.now_s = 10.0
+    bench.happen("up")
+    wire = error_for("no_healthy_node", "the model is not loaded here").to_wire()
+    bench.say(Failed(FIRST_ID, wire))
+    assert bench.table.parked == [bench.entry]
+    other = Line(4)
+    bench.table.on_up("gpu-1", other)
+    bench.table.move(bench.entry, "gpu-1")
+    assert other.submitted == [FIRST_ID]
+    bench.table.on_message("gpu-1", other, Accepted(FIRST_ID, 0, 0))
+    bench.table.on_message("gpu-1", other, Failed(FIRST_ID, wire))  # it is unloaded
+    assert bench.heard.events[-1] == ("failed", "no_healthy_node")
 
 
 def test_a_part_of_a_request_under_way_waits_with_the_rest() -> None:
