@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from neurond import xids
 from neurond.sightings import AGAIN_S, WINDOW_S, Sightings, row_name
@@ -24,19 +23,6 @@ from neurond.xids import Cure, Measure, Sighting, Xid, XidClass
 
 OUR_KILL_S = 30.0
 """So long after our SIGKILL, a clean-up is its echo."""
-
-
-class Orders(Protocol):
-    """What evidence may set in motion at a device; its slot is one."""
-
-    def kill(self, reason: str) -> None:
-        """SIGKILL and a new life. Who is charged: see `Evidence.spares`."""
-
-    def take_out(self, reason: str, cure: str) -> None:
-        """SIGKILL without waiting for its effect; no new life until `reset`."""
-
-    def reset(self) -> None:
-        """The cure is done: a new life."""
 
 
 @dataclass(frozen=True, slots=True)

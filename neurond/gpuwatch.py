@@ -4,8 +4,8 @@ Supervisor. NVML may block for ever; then readings stop coming, the child is kil
 a new one asks. One that ignores even SIGKILL is written off and never waited for; there
 are never more of those than GPUs (S38). The last readings stay.
 
-    silent for 10 s ─▶ SIGKILL ─▶ gone: the next child
-                               └▶ still there 2 s later: written off ─▶ the next child
+    silent for 10 s, at first 30 ─▶ SIGKILL ─▶ gone: the next child
+                                 └▶ still there 2 s later: written off ─▶ the next
 
 Invariant: nothing here waits for NVML, and no stream notices its silence.
 """
@@ -27,6 +27,7 @@ from neurond.xids import Sighting
 
 SILENCE_S = 10.0
 _KILL_S = 2.0
+_FIRST_ANSWER = 3.0
 
 Readings = Mapping[str, Mapping[str, Any]]
 Hear = Callable[[Readings, list[tuple[str, Sighting]]], None]
@@ -79,7 +80,7 @@ class GpuWatch:
         if self._killed_s is not None:
             if now_s - self._killed_s > self._kill_s:
                 self._write_off()
-        elif now_s - max(self._heard_s, self._asked_s) > self._silence_s:
+        elif now_s - max(self._heard_s, self._asked_s) > self._patience_s():
             self._kill(now_s)
 
     @property
@@ -110,6 +111,12 @@ class GpuWatch:
             self._line = None
 
     # ---- the child
+
+    def _patience_s(self) -> float:
+        """Drivers that nobody used take long to answer for the first time."""
+        assert self._heard_s is not None
+        has_spoken = self._heard_s > self._asked_s
+        return self._silence_s if has_spoken else _FIRST_ANSWER * self._silence_s
 
     def _new_keeper(self) -> Keeper:
         return Keeper("nvml", self._spawn, self._reaper, self._exited)

@@ -250,7 +250,8 @@ class Hardware:
 
     def _check_cured(self, device: DeviceSlot) -> None:
         """The driver's word counts for more than an operator's. Raises ClientError."""
-        action = self._readings.get(device.spec.uuid, {}).get("recovery_action") or 0
+        row = {} if self._silent_s() else self._readings.get(device.spec.uuid, {})
+        action = row.get("recovery_action") or 0
         _, cure = xids.recovery(action)
         if cure is not Cure.NONE:
             text = f"the driver still asks of {device.name}: {cure.command}"
