@@ -115,7 +115,7 @@ def _operations(made: Any) -> set[str]:
 def test_every_control_operation_is_in_the_api(tmp_path: Path) -> None:
     events = EventLog(tmp_path / "events.jsonl")
     nothing: Any = dict
-    orders = node_operators.Orders(*[nothing] * 8)
+    orders = node_operators.Orders(*[nothing] * len(fields(node_operators.Orders)))
     left, right = socket.socketpair()
     with left, right:
         node = node_operators.Operators(left, orders, node_config.Config(), events)

@@ -272,6 +272,37 @@ def test_a_device_that_is_away_is_a_line_with_a_next_step(
     assert TABLE[code].next_command.startswith("cortexctl")
 
 
+def test_a_device_on_its_way_back_is_a_line_that_says_why_it_went() -> None:
+    slots = [slot_in(S.STARTING, reason="killed by SIGSEGV"), slot_in(S.STARTING, "b")]
+    text = "device fake-0 is starting: killed by SIGSEGV"
+    assert told(slots)["health"] == [line("warning", "device_fault", text)]
+
+
+def test_s36_a_device_that_waits_for_a_cure_names_it_as_the_next_step() -> None:
+    slot = slot_in(S.FAILED, reason="Xid 79")
+    slot.cure = "reboot the host"
+    (shown,) = told([slot])["health"]
+    assert shown["next"] == "reboot the host"
+    assert told([slot])["devices"][0]["cure"] == "reboot the host"
+
+
+def test_s01_a_device_remembers_its_deaths() -> None:
+    slot = Slot()
+    slot.history.faults["hang"] = 2
+    slot.history.num_suspects, slot.history.num_convicted = 5, 1
+    slot.history.recovery.died(0.0)
+    device = told([slot])["devices"][0]
+    assert device["faults_total"] == {"hang": 2}
+    assert (device["suspects_total"], device["convicted_total"]) == (5, 1)
+    assert device["recovery"]["detect_s"] > 0
+    assert device["recovery"]["first_token_s"] is None
+
+
+def test_s16_who_is_quarantined_stands_in_the_document() -> None:
+    held = [{"fingerprint": "0" * 32, "model": "tiny", "until_s": 9.0}]
+    assert told([Slot()], quarantined=held)["quarantined"] == held
+
+
 @pytest.mark.parametrize("code", ["load_failed", "insufficient_vram"])
 def test_a_model_that_failed_is_a_line_of_its_error(code: str) -> None:
     text = "model bad could not be loaded: no weights"

@@ -39,6 +39,11 @@ GPU = {
         "step_seconds": {"bounds": [0.001, 0.5, 1], "counts": [4, 2, 0, 1], "sum": 9.5}
     },
     "deaths_total": 2,
+    "faults_total": {"device": 1, "hang": 1},
+    "suspects_total": 5,
+    "convicted_total": 1,
+    "recovery": {"reload": {"bounds": [0.5, 1], "counts": [1, 1, 0], "sum": 1.0}},
+    "state_seconds_total": {"ready": 60.5, "backoff": 0.5},
     "memory_total_bytes": 80,
     "memory_free_bytes": 40,
 }
@@ -72,6 +77,7 @@ ANSWER = {
         {"name": "neurond: convert", "pid": 12, "rss_bytes": 2},
     ],
     "restarts_total": {"zygote": 1, "frontend": 0},
+    "quarantine": {"held": 1, "total": 3},
 }
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -97,6 +103,21 @@ def test_counters_and_gauges_bear_their_device() -> None:
     assert of(seen, "neurond_device_generation", device="gpu-0") == 3
     assert of(seen, "neurond_device_info", device="cpu-0", kind="cpu") == 1
     assert ("neurond_device_nan_total", (("device", "cpu-0"),)) not in seen
+
+
+def test_s01_faults_are_counted_by_class_and_recoveries_by_part() -> None:
+    seen = samples(families(ANSWER))
+    faults = {"device": "gpu-0", "class": "hang"}
+    assert of(seen, "neurond_device_faults_total", **faults) == 1
+    assert of(seen, "neurond_device_suspects_total", device="gpu-0") == 5
+    assert of(seen, "neurond_device_convicted_total", device="gpu-0") == 1
+    reload = {"device": "gpu-0", "part": "reload"}
+    assert of(seen, "neurond_device_recovery_seconds_bucket", le="0.5", **reload) == 1
+    assert of(seen, "neurond_device_recovery_seconds_count", **reload) == 2
+    ready = {"device": "gpu-0", "state": "ready"}
+    assert of(seen, "neurond_device_state_seconds_total", **ready) == 60.5
+    assert of(seen, "neurond_quarantined") == 1
+    assert of(seen, "neurond_quarantines_total") == 3
 
 
 def test_measured_memory_goes_before_the_devices_own_and_unknown_is_absent() -> None:

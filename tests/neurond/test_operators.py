@@ -14,7 +14,7 @@ import pytest
 from ipc.control import ControlClient
 from ipc.errors import CapacityError, ClientError, HostError, ServiceError
 from ipc.eventlog import EventLog
-from ipc.messages import LoadFailed
+from ipc.messages import Inject, LoadFailed
 from ipc.settings import dump
 from ipc.unixsocket import bind_unix
 from neurond import config, facts
@@ -344,6 +344,15 @@ async def test_a_respawn_of_an_unknown_device_names_the_field(desk: Desk) -> Non
     for args in ({"device": "gpu-9"}, {}, {"device": 3}):
         assert (await desk.refusal("respawn", **args)).param == "device"
     assert desk.done == []
+
+
+@at_desk
+async def test_a_fault_is_simulated_and_what_can_be_is_listed(desk: Desk) -> None:
+    listed = await desk.ask("faults")
+    assert "segv" in [row["kind"] for row in listed["kinds"]]
+    await desk.ask("inject", device="fake-0", kind="segv", at_step=4)
+    assert desk.node.slot.sent == [Inject("segv", 4)]
+    assert (await desk.refusal("inject", device="fake-0", kind="x")).param == "kind"
 
 
 @at_desk
