@@ -21,30 +21,36 @@ from neurond.device.backend import Backend, LoadSteps, Resident
 from neurond.device.verdict import FATAL_CLASSES, died, fault_class
 
 _PROGRESS_EVERY_S = 0.1
+_GOLDEN_S = 120.0
+"""A device that hangs in it is found in less time than a load may take."""
 
 
 class Loads:
     """Owns the generators of the loads under way."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the process's collaborators
         self,
         backend: Backend,
         page: StatusWriter,
         *,
         generation: int,
         deadline_s: float,
+        golden_s: float = _GOLDEN_S,
         on_loaded: Callable[[Resident], None],
         journal: Journal | None = None,
     ) -> None:
+        """`deadline_s` is for a whole load, `golden_s` for its golden result."""
         self._backend = backend
         self._page = page
         self._generation = generation
         self._deadline_s = deadline_s
+        self._golden_s = golden_s
         self._on_loaded = on_loaded
         self._journal = journal
         self._waiting: deque[Load] = deque()
         self._steps: LoadSteps | None = None
         self._started_s = 0.0
+        self._ends_s = 0.0
         self._told_s = 0.0
 
     @property
@@ -69,8 +75,8 @@ class Loads:
         if self._steps is None:
             self._steps = self._load(spec)
             self._started_s = time.monotonic()
-        left_s = self._started_s + self._deadline_s - time.monotonic()
-        self._page.arm(Phase.LOAD, max(left_s, 0.001))
+            self._ends_s = self._started_s + self._deadline_s
+        self._arm()
         try:
             return self._tell(next(self._steps))
         except StopIteration as stop:
@@ -85,9 +91,15 @@ class Loads:
         with ExitStack() as undo:
             model = yield from self._backend.load(spec)
             undo.callback(self._backend.unload, model)
+            self._ends_s = min(self._ends_s, time.monotonic() + self._golden_s)
+            self._arm()
             model.info["golden"] = yield from self._backend.golden(model)
             undo.pop_all()
         return model
+
+    def _arm(self) -> None:
+        left_s = self._ends_s - time.monotonic()
+        self._page.arm(Phase.LOAD, max(left_s, 0.001))
 
     def _tell(self, progress: LoadProgress) -> list[LinkUp]:
         """Not every slice is worth a message."""

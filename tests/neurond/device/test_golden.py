@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from ipc.errors import DeviceFault
 from ipc.journal import Journal
 from ipc.messages import Load, LoadFailed
-from ipc.status import StatusWriter, create_page
+from ipc.status import Phase, StatusReader, StatusWriter, create_page
 from neurond.device import fakemodel, golden
 from neurond.device.backend import GoldenSteps, Resident
 from neurond.device.fake import FakeBackend
@@ -128,19 +128,39 @@ class Failing(FakeBackend):
 
 
 class Bench:
+    """Loads on a backend that does as told."""
+
     def __init__(self, folder: Path) -> None:
+        page_fd = create_page()
+        self.page = StatusReader(page_fd)
         self.backend = Failing()
         self.free_bytes = self.backend.memory().free_bytes
         self.loaded: list[Resident] = []
         self.loads = Loads(
             self.backend,
-            StatusWriter(create_page()),
+            StatusWriter(page_fd),
             generation=1,
             deadline_s=60,
+            golden_s=7,
             on_loaded=self.loaded.append,
             journal=Journal("neurond"),
         )
         self.loads.add(Load("m", str(fakemodel.build(folder)), "auto", "none", 0, {}))
+
+
+def test_it_has_a_deadline_of_its_own(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "fake")
+    left_s: list[float] = []
+
+    def look(*, idle: bool = False) -> None:
+        view = bench.page.read()
+        assert (view.phase, idle) == (Phase.LOAD, True)
+        left_s.append(view.deadline_s - view.since_s)
+
+    bench.backend.probe = look  # type: ignore[method-assign]
+    bench.loads.advance()
+    bench.loads.advance()
+    assert left_s == [pytest.approx(7.0, abs=0.1)]
 
 
 def test_a_model_that_fails_it_is_not_loaded(tmp_path: Path) -> None:

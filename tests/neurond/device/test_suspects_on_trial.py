@@ -20,12 +20,14 @@ PROMPT = 40
 
 def ids_of(number: int, count: int = PROMPT) -> tuple[int, ...]:
     """A prompt that it shares with nobody."""
-    return (number, *range(1, count))
+    return (number, *(n % 250 for n in range(1, count)))
 
 
-def resumed(sim: Simulation, number: int, group: int, emitted: int = 0) -> None:
+def resumed(
+    sim: Simulation, number: int, group: int, emitted: int = 0, size: int = PROMPT
+) -> None:
     """As a worker submits a suspect again; it is to emit twelve tokens in all."""
-    prompt = ids_of(number)
+    prompt = ids_of(number, size)
     ids = (*prompt, *b"w0 w1 w2 w3"[:emitted])
     sim.ask(
         number,
@@ -138,6 +140,29 @@ def test_who_comes_again_is_seated_before_those_who_never_had_a_seat() -> None:
     sim.drain()
     order = [m.id for m in sim.messages if isinstance(m, Finished)]
     assert order == [1, 3, 2]
+
+
+def test_s16_the_large_prompt_of_a_suspect_pauses_for_innocents() -> None:
+    num_paused = 0
+    for seed in range(1, 6):
+        sim = Simulation(step_ms=5, token_ms=0.5, page_tokens=8, pauses=seed)
+        sim.ask(1, ids_of(1, 4), max_tokens=90)
+        sim.step(8)
+        for number in (2, 3, 4):
+            resumed(sim, number, group=number % 2 + 1, size=700)
+        longest = waited = 0
+        while not all(sim.ended(number) for number in (2, 3, 4)):
+            before = len(sim.ids(1))
+            sim.step()
+            waited = waited + 1 if len(sim.ids(1)) == before else 0
+            longest = max(longest, 0 if sim.ended(1) else waited)
+        assert longest <= 2
+        sim.drain()
+        texts = [bytes(sim.ids(number)) for number in (2, 3, 4)]
+        assert texts == [b"w0 w1 w2 w3 "] * 3
+        sim.check_nothing_is_held()
+        num_paused += sim.backend.num_paused
+    assert num_paused > 10
 
 
 @settings(max_examples=40, deadline=None)
