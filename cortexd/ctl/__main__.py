@@ -28,6 +28,8 @@ _VERBS = {
     "unload": "loading.unload",
     "events": "events.events",
     "explain": "explain.explain",
+    "fault": "fault.fault",
+    "drill": "drill.drill",
 }
 
 

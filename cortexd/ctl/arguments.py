@@ -26,6 +26,8 @@ EXAMPLES = {
     "unload": ("unload smollm2-135m-instruct", "unload tiny --yes"),
     "events": ("events --limit 50", "events --follow --json"),
     "explain": ("explain CX-LOAD-NOROOM", "explain queue_full"),
+    "fault": ("fault list", "fault inject gpu-0 device_assert --at-step 20"),
+    "drill": ("drill", "drill --kinds sigkill,hang --streams 8"),
     "version": ("version", "version --json"),
     "help": ("help exit-codes", "help load"),
 }
@@ -37,6 +39,8 @@ SUMMARY = {
     "unload": "unload a model and give its memory back",
     "events": "what happened on the node, from its log",
     "explain": "cause and cure of an error code; works offline",
+    "fault": "faults that can be simulated, or one ordered",
+    "drill": "faults on a live node, and streams that must survive them",
     "version": "versions of cortexctl and of the daemons that answer",
     "help": "a verb's help, or `help exit-codes`",
 }
@@ -52,7 +56,7 @@ _MORE = {
 class Parser(argparse.ArgumentParser):
     """Complains in one line, with the nearest word of the whole tree."""
 
-    words: frozenset[str] = frozenset(VERBS)
+    words: frozenset[str] = frozenset((*VERBS, "inject", "list"))
 
     def learn(self, parser: argparse.ArgumentParser) -> None:
         """Flags of a verb are flags to misspell, too."""
@@ -178,6 +182,37 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("code", nargs="?", help="CX-… or API code; none: all of them")
 
 
+def _add_fault(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("inject", "list"), metavar="inject|list")
+    parser.add_argument("device", nargs="?", metavar="DEVICE", help="to have the fault")
+    parser.add_argument("kind", nargs="?", metavar="KIND", help="as `list` has it")
+    parser.add_argument(
+        "--at-step", type=int, default=1, metavar="N", help="steps from now; 0: at once"
+    )
+    parser.add_argument(
+        "--request", type=int, default=0, metavar="ID", help="only in steps with it"
+    )
+    parser.add_argument(
+        "--times", type=int, default=1, metavar="N", help="0: not any more"
+    )
+
+
+def _add_drill(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="to be asked; default: the first that chats")
+    parser.add_argument(
+        "--kinds", help="of faults, with commas; default: all mild ones"
+    )
+    parser.add_argument("--streams", type=int, default=4, help="at a time; default 4")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments of faults")
+    parser.add_argument(
+        "--timeout",
+        type=human(parse_span, "a time such as 5m"),
+        default=120.0,
+        metavar="TIME",
+        help="for the device to serve again; default 2m",
+    )
+
+
 def _add_help(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("topic", nargs="?", help="a verb, or exit-codes")
 
@@ -194,6 +229,8 @@ _ADD: dict[str, Callable[[argparse.ArgumentParser], None]] = dict.fromkeys(
     "events": _add_events,
     "devices": _add_devices,
     "explain": _add_explain,
+    "fault": _add_fault,
+    "drill": _add_drill,
     "help": _add_help,
 }
 

@@ -53,6 +53,8 @@ class StandIn:
             "load": self._load,
             "unload": self._unload,
             "events": self._events,
+            "faults": self._faults,
+            "inject": self._inject,
         }
 
     def current(self) -> Facts:
@@ -103,6 +105,13 @@ class StandIn:
     async def _let_go(self) -> None:
         await asyncio.sleep(STEP_S)
         self._set(status="unloaded", percent=None)
+
+    async def _faults(self, _args: Facts, _peer: Peer) -> Facts:
+        return {"injection": False, "kinds": [], "points": []}
+
+    async def _inject(self, _args: Facts, _peer: Peer) -> Facts:
+        words = "faults are simulated only where [faults] injection is true"
+        raise error_for("insufficient_permissions", words)
 
     async def _events(self, args: Facts, _peer: Peer) -> Facts:
         self.server.spawn(self._happen())

@@ -12,7 +12,7 @@ from cortexd.ctl.exits import Exit
 
 @pytest.mark.parametrize("verb", arguments.VERBS)
 def test_every_verb_takes_json_socket_and_color(verb: str) -> None:
-    more = {"load": ["tiny"], "unload": ["tiny"]}.get(verb, [])
+    more = {"load": ["tiny"], "unload": ["tiny"], "fault": ["list"]}.get(verb, [])
 
     args = arguments.parse([verb, "--json", "--socket", "/x", "--color=never", *more])
 
