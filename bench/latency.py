@@ -34,7 +34,7 @@ from bench.streams import Messages, Timeline, chat
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
 NUM_STREAMS = 4
-NUM_TOKENS = 600
+NUM_TOKENS = 1000
 NUM_ITEMS = 1050  # of about seven tokens
 GAP_GOAL, FIRST_GOAL = 3.0, 2.0
 OTHER = "second-copy"

@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from neurond.serving.grammarcheck import GrammarCheck
 from neurond.serving.messages import Message
 from neurond.serving.prompt import ChatTemplate
 from neurond.serving.sampling import ModelLimits, context_error, generation_defaults
-from neurond.serving.tokenizer import Tokenizer, load
+from neurond.serving.tokenizer import Tokenizer, Tokenizers, load
 from neurond.serving.tools import Tool
 
 INLINE_CHARS = 8 << 10
@@ -83,7 +84,7 @@ class ServedModel:
         return tuple(self.tokenizer.encode(segments))
 
 
-def read_model(folder: Path) -> ServedModel:
+def read_model(folder: Path, load: Callable[[Path], Tokenizer] = load) -> ServedModel:
     """Blocking, up to seconds. Raises OSError, ValueError."""
     tokenizer = load(folder)
     generation = _read_json(folder / "generation_config.json")
@@ -101,8 +102,8 @@ def read_model(folder: Path) -> ServedModel:
 
 
 class Library:
-    def __init__(self, read: Callable[[Path], ServedModel] = read_model) -> None:
-        self._read = read
+    def __init__(self, read: Callable[[Path], ServedModel] | None = None) -> None:
+        self._read = read or partial(read_model, load=Tokenizers().load)
         self.grammars = GrammarCheck()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenizer")
         # one thread: what no device waits for must not take those from what one does

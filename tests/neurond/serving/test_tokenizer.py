@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neurond.device import fakemodel
-from neurond.serving.tokenizer import Segment, Tokenizer, load
+from neurond.serving.tokenizer import Segment, Tokenizer, Tokenizers, load
 from tests.neurond.serving import folders
 
 
@@ -52,6 +54,28 @@ def test_a_folder_without_a_tokenizer_is_an_error_not_a_crash(tmp_path: Path) ->
 
 
 @given(text=st.text(alphabet="<|im_endstar>x", max_size=40))
+def test_models_whose_tokenizer_files_are_the_same_share_one(tmp_path: Path) -> None:
+    tokenizers = Tokenizers()
+    told = tokenizers.load(folders.write(tmp_path / "a", folders.byte_level()))
+    again = tokenizers.load(folders.write(tmp_path / "b", folders.byte_level()))
+    assert again is told
+
+
+def test_a_tokenizer_with_another_template_is_another_one(tmp_path: Path) -> None:
+    tokenizers = Tokenizers()
+    plain = tokenizers.load(folders.write(tmp_path / "a", folders.byte_level()))
+    folder = folders.write(tmp_path / "b", folders.byte_level(), chat_template="x")
+    assert tokenizers.load(folder) is not plain
+
+
+def test_a_tokenizer_that_nobody_uses_is_let_go(tmp_path: Path) -> None:
+    tokenizers = Tokenizers()
+    folder = folders.write(tmp_path / "a", folders.byte_level())
+    gone = weakref.ref(tokenizers.load(folder))
+    gc.collect()
+    assert gone() is None
+
+
 def test_s76_text_marked_literal_holds_no_special_token(
     fake: Tokenizer, text: str
 ) -> None:
