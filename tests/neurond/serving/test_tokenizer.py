@@ -53,7 +53,6 @@ def test_a_folder_without_a_tokenizer_is_an_error_not_a_crash(tmp_path: Path) ->
         load(tmp_path)
 
 
-@given(text=st.text(alphabet="<|im_endstar>x", max_size=40))
 def test_models_whose_tokenizer_files_are_the_same_share_one(tmp_path: Path) -> None:
     tokenizers = Tokenizers()
     told = tokenizers.load(folders.write(tmp_path / "a", folders.byte_level()))
@@ -76,6 +75,7 @@ def test_a_tokenizer_that_nobody_uses_is_let_go(tmp_path: Path) -> None:
     assert gone() is None
 
 
+@given(text=st.text(alphabet="<|im_endstar>x", max_size=40))
 def test_s76_text_marked_literal_holds_no_special_token(
     fake: Tokenizer, text: str
 ) -> None:
