@@ -116,6 +116,8 @@ def test_s14_s33_while_a_model_loads_or_comes_back_it_is_listed_and_503(
         loading = answers_until_200(node)
         assert loading <= {"model_loading"}
         node.kill("device fake-0")
+        # what a dying device is given is only late
+        node.wait(lambda: node.model()["status"] != "loaded", "its death is known")
         recovering = answers_until_200(node)
         assert recovering
         assert recovering <= {"model_recovering", "model_loading", "device_fault"}
