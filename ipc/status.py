@@ -21,7 +21,7 @@ import os
 import struct
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -136,8 +136,9 @@ class PageView:
 class StatusWriter:
     """The device's end; takes the descriptor over. Once made, no call of it fails."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises BadPage."""
+        self._clock = clock
         try:
             self._page = Page(fd, writable=True)
         finally:
@@ -148,7 +149,7 @@ class StatusWriter:
         self, phase: Phase, deadline_s: float, requests: Sequence[int] = ()
     ) -> None:
         """A phase begins that must end within `deadline_s` from now (0 = no limit)."""
-        now_s = time.monotonic()
+        now_s = self._clock()
         until_s = now_s + deadline_s if deadline_s > 0 else 0.0
         ids = [number & _U64 for number in requests[:MAX_REQUESTS]]
         head = ARMED.pack(phase, now_s, until_s)
@@ -159,7 +160,7 @@ class StatusWriter:
     def idle(self) -> None:
         """Nothing to do, nothing to be late with; called at every idle turn."""
         if self._phase is Phase.IDLE:
-            self._page.beat[0] = time.monotonic()
+            self._page.beat[0] = self._clock()
         else:
             self.arm(Phase.IDLE, 0)
 
@@ -167,7 +168,7 @@ class StatusWriter:
         """A step was done."""
         self._page.steps[0] += 1
         self._page.unsigned[COUNTER["steps_total"]] += 1
-        self._page.beat[0] = time.monotonic()
+        self._page.beat[0] = self._clock()
 
     def add(self, counter: str, n: int = 1) -> None:
         words = self._page.unsigned

@@ -13,6 +13,7 @@ Invariant: a tick that came late itself makes nobody overdue.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +37,37 @@ class Deadlines:
     kill_s: float = 10.0
 
 
-class Life:
-    """Times are CLOCK_MONOTONIC. `why`: what is told of its end, once that is known."""
+def oom_kills(vmstat: Path = _VMSTAT) -> int:
+    """Processes that the kernel has ended so far for want of memory; 0 = unknown."""
+    try:
+        lines = vmstat.read_text().splitlines()
+    except OSError:
+        return 0
+    counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
+    return int(counts[0]) if counts else 0
 
-    def __init__(self, process: DeviceProcess, deadlines: Deadlines) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Senses:
+    """What a life is told of its host: the time as pages have it, and how many
+    processes the kernel has ended for want of memory."""
+
+    clock: Callable[[], float] = time.monotonic
+    oom_kills: Callable[[], int] = oom_kills
+
+
+REAL = Senses()
+
+
+class Life:
+    """`why`: what is told of its end, once that is known."""
+
+    def __init__(
+        self, process: DeviceProcess, deadlines: Deadlines, senses: Senses
+    ) -> None:
         self.process = process
+        self._senses = senses
+        self._clock = senses.clock
         self.hello: Hello | None = None
         self.fault: Fault | None = None
         self.killed: Kill | None = None
@@ -50,11 +77,11 @@ class Life:
         self.is_patient = False
         self.fault_class = "crash"
         self._deadlines = deadlines
-        self._until_s = time.monotonic() + deadlines.boot_s
+        self._until_s = self._clock() + deadlines.boot_s
         self._killed_s = 0.0
         self._dead_since_s = 0.0
         self._num_overdue = 0
-        self._oom_kills = oom_kills()
+        self._oom_kills = senses.oom_kills()
 
     # ---- what happens in it
 
@@ -63,7 +90,7 @@ class Life:
 
     def begins_reload(self, num_models: int) -> None:
         """Each has its deadline on the page; this one is for a device that forgets."""
-        self._until_s = time.monotonic() + self._deadlines.load_s * (num_models + 1)
+        self._until_s = self._clock() + self._deadlines.load_s * (num_models + 1)
 
     def serves(self) -> None:
         self._until_s = 0.0
@@ -80,7 +107,7 @@ class Life:
 
     def was_killed(self, kill: Kill, why: str) -> None:
         self.killed, self.why = kill, why
-        self._killed_s = time.monotonic()
+        self._killed_s = self._clock()
         if kill is Kill.DEADLINE:
             self.fault_class = "hang"
             self._dead_since_s = self.process.view().beat_s
@@ -97,14 +124,14 @@ class Life:
         """SIGKILL has no effect: uninterruptible sleep (S38). A fork has its own."""
         has_process = self.process.pid is not None
         until_s = self._killed_s + self._deadlines.kill_s
-        return has_process and time.monotonic() > until_s
+        return has_process and self._clock() > until_s
 
     def forked_after_kill(self) -> None:
         """It was killed before it was there; its time to die begins now."""
-        self._killed_s = time.monotonic()
+        self._killed_s = self._clock()
 
     def _phase_past(self) -> str:
-        now_s = time.monotonic()
+        now_s = self._clock()
         if self._until_s and now_s > self._until_s:
             return "boot" if self.hello is None else "reload"
         view = self.process.view()
@@ -116,7 +143,7 @@ class Life:
 
     def dead_since_s(self) -> float:
         """When it last moved, if it stood still; else now."""
-        return self._dead_since_s or time.monotonic()
+        return self._dead_since_s or self._clock()
 
     def ending(self, end: Exit | None) -> Ending:
         """`end` None: it was written off."""
@@ -127,7 +154,7 @@ class Life:
             requests=last.requests,
             fault=self.fault,
             killed=self.killed,
-            num_oom_kills=oom_kills() - self._oom_kills,
+            num_oom_kills=self._senses.oom_kills() - self._oom_kills,
             is_excused=self.is_excused,
         )
 
@@ -140,13 +167,3 @@ class Life:
     def is_ordered(self) -> bool:
         """An operator ended it: no failure of the device's."""
         return self.killed is Kill.ORDER
-
-
-def oom_kills(vmstat: Path = _VMSTAT) -> int:
-    """Processes that the kernel has ended so far for want of memory; 0 = unknown."""
-    try:
-        lines = vmstat.read_text().splitlines()
-    except OSError:
-        return 0
-    counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
-    return int(counts[0]) if counts else 0

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ipc.child import Exit, Reaper
 from ipc.messages import Fault, Hello, LinkDown, LinkUp, Stop
-from neurond.devicelife import Deadlines, Life
+from neurond.devicelife import REAL, Deadlines, Life, Senses
 from neurond.deviceowner import Owner
 from neurond.deviceprocess import DeviceProcess, Listener
 from neurond.devicestanding import LIVING, DeviceStanding
@@ -34,7 +35,7 @@ _OVER = (DeviceState.STOPPING, DeviceState.STOPPED)
 
 
 class DeviceSlot(DeviceStanding):
-    """`settings`: what the process is told."""
+    """`settings`: what the process is told; `process` makes one life's, unborn."""
 
     def __init__(  # noqa: PLR0913  its collaborators
         self,
@@ -44,6 +45,9 @@ class DeviceSlot(DeviceStanding):
         forker: Forker,
         reaper: Reaper,
         deadlines: Deadlines,
+        *,
+        process: Callable[[Reaper, Listener], DeviceProcess] = DeviceProcess,
+        senses: Senses = REAL,
     ) -> None:
         super().__init__(spec)
         self.gone = asyncio.Event()
@@ -52,6 +56,8 @@ class DeviceSlot(DeviceStanding):
         self._forker = forker
         self._reaper = reaper
         self._deadlines = deadlines
+        self._process = process
+        self._senses = senses
         self._loop = asyncio.get_running_loop()
         self._taken_out = ""
         self._coming: asyncio.Task[None] | None = None
@@ -65,8 +71,8 @@ class DeviceSlot(DeviceStanding):
         self.generation += 1
         self._move(DeviceEvent.SPAWN)
         listener = Listener(self._take, self._nonsense, self._exited)
-        process = DeviceProcess(self._reaper, listener)
-        life = self._life = Life(process, self._deadlines)
+        process = self._process(self._reaper, listener)
+        life = self._life = Life(process, self._deadlines, self._senses)
         self._starting = self._loop.create_task(self._start(life))
 
     def begins_reload(self, num_models: int) -> None:

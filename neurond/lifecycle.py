@@ -50,6 +50,7 @@ class Lifecycle:
         *,
         load_deadline_s: float,
         drain_s: float,
+        preparation: Preparation | None = None,
     ) -> None:
         self.records = {name: ModelRecord(model) for name, model in known.items()}
         self.residency = 0
@@ -58,7 +59,7 @@ class Lifecycle:
         self._drain_s = drain_s
         told = effects.devices, self.records, effects.cuda_problem
         self.placement = Placement(*told)
-        self.preparation = Preparation(effects)
+        self.preparation = preparation or Preparation(effects)
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     # ---- orders

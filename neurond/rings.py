@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from ipc.attach import WorkerLink
 from ipc.journal import Journal
 from ipc.messages import Attach, Detach
-from ipc.pair import create_pair
+from ipc.pair import PairFds, create_pair
 from neurond.deviceslot import DeviceSlot
 from neurond.suspects import Charge
 
@@ -24,8 +24,13 @@ class Rings:
     """`devices` gives the slots; the workers are kept here."""
 
     def __init__(
-        self, devices: Callable[[], Iterable[DeviceSlot]], journal: Journal
+        self,
+        devices: Callable[[], Iterable[DeviceSlot]],
+        journal: Journal,
+        *,
+        pair: Callable[..., PairFds] = create_pair,
     ) -> None:
+        self._pair = pair
         self._devices = devices
         self._journal = journal
         self._workers: dict[int, WorkerLink] = {}
@@ -57,7 +62,7 @@ class Rings:
         sealed = worker.peer.uid != os.geteuid()
         generation = device.generation
         try:
-            pair = create_pair(generation=generation, sealed=sealed)
+            pair = self._pair(generation=generation, sealed=sealed)
         except OSError as error:
             self._journal.error(
                 "no rings for a worker", device=device.name, cause=str(error)

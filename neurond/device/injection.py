@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from ipc.journal import Journal
 from ipc.messages import Inject, Load
 from neurond.device import standins
 from neurond.device.backend import (
@@ -99,6 +100,20 @@ class InjectingBackend:
         self._sleep = sleep
         self._orders: list[_Order] = []
         self._poison = ""
+
+    def obey(self, order: Inject, journal: Journal) -> None:
+        """As `inject`, and the journal knows."""
+        journal.warning(
+            "a fault is to be simulated",
+            event="fault.ordered",
+            fault=order.fault,
+            at_step=order.at_step,
+            times=order.times,
+        )
+        try:
+            self.inject(order)
+        except ValueError as error:
+            journal.error("order not understood", fault=str(error))
 
     def inject(self, order: Inject) -> None:
         """From now on. Raises ValueError for a fault that isn't known."""

@@ -50,13 +50,16 @@ class Mailbox:
 class Mailboxes:
     """Owns every ring end of the device. `drop_requests` tells the engine."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the process's collaborators
         self,
         journal: Journal,
         page: StatusWriter,
         poll: select.poll,
         drop_requests: Callable[[int], list[int]],
+        *,
+        end: Callable[..., DeviceEnd] = DeviceEnd,
     ) -> None:
+        self._end = end
         self._journal = journal
         self._page = page
         self._poll = poll
@@ -67,7 +70,7 @@ class Mailboxes:
         """Take the five descriptors of a pair. One that makes no sense is refused."""
         self.detach(worker)
         try:
-            end = DeviceEnd(PairFds(*fds), generation=generation)
+            end = self._end(PairFds(*fds), generation=generation)
         except ChannelBroken as error:
             self._complain("ring pair refused", worker, error)
             return

@@ -13,8 +13,7 @@ from __future__ import annotations
 import os
 import select
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, NoReturn
 
 from ipc.child import EXIT_OK, EXIT_TEMPORARY, set_title
@@ -46,6 +45,7 @@ from neurond.device.mailbox import Mailboxes
 from neurond.device.outcomes import Addressed
 from neurond.device.reports import Reports
 from neurond.device.settings import DeviceSettings
+from neurond.device.surroundings import REAL, Surroundings
 from neurond.device.verdict import FATAL_CLASSES, DeviceDied, died, fault_class
 
 _IDLE_POLL_MS = 100
@@ -96,6 +96,7 @@ class Worker:
         journal: Journal,
         *,
         generation: int,
+        surroundings: Surroundings = REAL,
     ) -> None:
         self._link = link
         self._page = page
@@ -103,14 +104,18 @@ class Worker:
         self._settings = settings
         self._journal = journal
         self._generation = generation
-        self._poll = select.poll()
+        self._clock = clock = surroundings.clock
+        self._poll = surroundings.poll()
         self._stopping = False
         self._memory_told_s = 0.0
         self._reports = Reports(link)
-        self._idle_probe = IdleProbe(backend, page, settings, generation=generation)
-        self._engine = Engine(backend, page, settings, journal, generation=generation)
+        life: Any = {"generation": generation, "clock": clock}
+        self._idle_probe = IdleProbe(backend, page, settings, **life)
+        self._engine = Engine(backend, page, settings, journal, **life)
         drop_requests = self._engine.drop_worker
-        self._mailboxes = Mailboxes(journal, page, self._poll, drop_requests)
+        self._mailboxes = Mailboxes(
+            journal, page, self._poll, drop_requests, end=surroundings.end
+        )
         self._loads = Loads(
             backend,
             page,
@@ -122,9 +127,19 @@ class Worker:
 
     def run(self) -> int:
         """The exit code."""
+        turns = self.turns()
+        while True:
+            try:
+                next(turns)
+            except StopIteration as end:
+                return int(end.value)
+
+    def turns(self) -> Generator[None, None, int]:
+        """A yield before each turn; returns the exit code."""
         try:
             self._open()
             while not self._stopping:
+                yield
                 self._turn()
             self._stop()
         except LinkClosed:
@@ -184,7 +199,7 @@ class Worker:
 
     def _refresh_memory(self) -> None:
         """Freed bytes may show up late (S35), and others may take some."""
-        now_s = time.monotonic()
+        now_s = self._clock()
         if now_s >= self._memory_told_s + _MEMORY_EVERY_S:
             self._memory_told_s = now_s
             self._publish_memory()
@@ -212,7 +227,7 @@ class Worker:
             case Stop():
                 self._stopping = True
             case Inject() if isinstance(self._backend, InjectingBackend):
-                self._inject(self._backend, message)
+                self._backend.obey(message, self._journal)
             case _:
                 kind = type(message).__name__
                 self._journal.error("order not understood", order=kind)
@@ -222,24 +237,11 @@ class Worker:
         self._deliver(self._engine.drop_model(model))
         self._reports.put(Unloaded(model, self._publish_memory()))
 
-    def _inject(self, backend: InjectingBackend, order: Inject) -> None:
-        self._journal.warning(
-            "a fault is to be simulated",
-            event="fault.ordered",
-            fault=order.fault,
-            at_step=order.at_step,
-            times=order.times,
-        )
-        try:
-            backend.inject(order)
-        except ValueError as error:
-            self._journal.error("order not understood", fault=str(error))
-
     def _load_slices(self) -> None:
         """As many as fit into their share of a turn: most take a millisecond or less,
         and a load that got one per step would take as many steps."""
-        until_s = time.monotonic() + _LOAD_SHARE_S
-        while self._loads.busy and time.monotonic() < until_s:
+        until_s = self._clock() + _LOAD_SHARE_S
+        while self._loads.busy and self._clock() < until_s:
             for message in self._loads.advance():
                 self._reports.put(message)
         if not self._loads.busy:

@@ -37,8 +37,14 @@ class Devices:
     """`on_broken` is told when a channel broke: only a new attachment mends it."""
 
     def __init__(
-        self, table: RequestTable, journal: Journal, on_broken: Callable[[], None]
+        self,
+        table: RequestTable,
+        journal: Journal,
+        on_broken: Callable[[], None],
+        *,
+        end: Callable[..., WorkerEnd] = WorkerEnd,
     ) -> None:
+        self._end = end
         self._table = table
         self._journal = journal
         self._on_broken = on_broken
@@ -57,7 +63,7 @@ class Devices:
         self._drop(device)
         line = DeviceLine(device, generation)
         try:
-            line.end = WorkerEnd(
+            line.end = self._end(
                 fds,
                 generation=generation,
                 on_message=lambda message: self._on_message(line, message),
