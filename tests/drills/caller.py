@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,16 +37,27 @@ class Answer:
     body: bytes = b""
     events: list[Any] = field(default_factory=list)
     has_left: bool = False
+    on_event: Callable[[], None] = field(default=lambda: None, repr=False)
 
     @property
     def document(self) -> Any:
         return json.loads(self.body)
 
 
-async def call(host: str, port: int, ask: Ask, leave: Leave) -> Answer:
+def _nothing() -> None:
+    pass
+
+
+async def call(
+    host: str,
+    port: int,
+    ask: Ask,
+    leave: Leave,
+    on_event: Callable[[], None] = _nothing,
+) -> Answer:
     """Raises TimeoutError after PATIENCE_S; OSError, EOFError, ValueError for what is
-    no HTTP answer."""
-    answer = Answer()
+    no HTTP answer. `on_event` is told of each event of a stream."""
+    answer = Answer(on_event=on_event)
     limit_s = PATIENCE_S if leave.after_s is None else leave.after_s
     try:
         async with asyncio.timeout(limit_s):
@@ -104,6 +115,7 @@ async def _follow(reader: asyncio.StreamReader, answer: Answer, leave: Leave) ->
                 answer.events.append(
                     "[DONE]" if held == b"[DONE]" else json.loads(held)
                 )
+                answer.on_event()
         if leave.after_events is not None and len(answer.events) > leave.after_events:
             answer.has_left = True
             return

@@ -7,17 +7,19 @@ memory that is written for the first time is written early.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tests.drills.traffic import Profile
-from tests.harness import ROOT, Daemon, Node
+from tests.harness import ROOT, Config, Daemon, Node
 from tests.httpclient import Http
 
 _READY_S = 90.0
+_NOTHING: Config = MappingProxyType({})
 _TOKEN = "soak"  # with which the gateway says for whom it asks
 _TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n"
@@ -48,9 +50,12 @@ class Stack:
 
 
 @contextmanager
-def start(kind: str, folder: Path, numerics: str = "fast") -> Iterator[Stack]:
-    """Stops both; AssertionError where one leaves something behind."""
-    node = _node(kind, folder / "node", numerics)
+def start(
+    kind: str, folder: Path, numerics: str = "fast", more: Config = _NOTHING
+) -> Iterator[Stack]:
+    """Stops both; AssertionError where one leaves something behind. `more` changes
+    sections of the node's configuration."""
+    node = _node(kind, folder / "node", numerics, more)
     gateway = Daemon(folder / "gateway", "cortexd", {})
     profile = PROFILES[kind]
     if numerics == "invariant":
@@ -91,22 +96,28 @@ def _serves(stack: Stack) -> bool:
     return {stack.profile.model, stack.profile.vectors} <= loaded
 
 
-def _node(kind: str, folder: Path, numerics: str) -> Node:
+def _node(kind: str, folder: Path, numerics: str, more: Config) -> Node:
     config: dict[str, Any] = {
         "node": {"token": _TOKEN},
         "limits": {"max_queue": 40, "drain_s": 5},
     }
     if kind == "fake":
-        return Node(folder, models=_fakes(), config=config | _engine(8))
+        config |= _engine(8, numerics=numerics)
+        return Node(folder, models=_fakes(), config=_merged(config, more))
     config |= {
         "devices": {"kind": "cpu", "count": 1, "threads": 1},
         "paths": {"cache": str(ROOT / ".cache" / "neurond")},  # converted before
     }
     if kind == "tiny":
-        engine = _engine(1, numerics=numerics, prefill_chunk=64)
-        return Node(folder, models=_tinies(folder), config=config | engine)
-    engine = _engine(96, numerics=numerics)
-    return Node(folder, models=_embedded(), config=config | engine)
+        config |= _engine(1, numerics=numerics, prefill_chunk=64)
+        return Node(folder, models=_tinies(folder), config=_merged(config, more))
+    config |= _engine(96, numerics=numerics)
+    return Node(folder, models=_embedded(), config=_merged(config, more))
+
+
+def _merged(config: Mapping[str, Any], more: Config) -> dict[str, Any]:
+    sections = config.keys() | more.keys()
+    return {name: {**config.get(name, {}), **more.get(name, {})} for name in sections}
 
 
 def _engine(kv_mib: int, **more: Any) -> dict[str, Any]:
