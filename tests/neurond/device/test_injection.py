@@ -14,6 +14,7 @@ from neurond.device.backend import Row, Work
 from neurond.device.fake import FakeBackend
 from neurond.device.injection import KINDS, InjectingBackend
 from neurond.device.sequence import Sequence
+from tests.neurond.device import tiny
 from tests.neurond.device.rig import Rig, WorkerSide, error_code, make_submit, wait_for
 from tests.neurond.device.test_scheduler import resident
 
@@ -169,6 +170,26 @@ def test_the_end_comes_at_once_where_it_is_ordered_so(device: Rig) -> None:
     device.wait_report(Hello)
     device.order(Inject("sigkill", at_step=0))
     assert device.wait_exit() == -signal.SIGKILL
+
+
+def test_a_device_with_torch_obeys_as_well(tmp_path: Path) -> None:
+    rig = Rig("cpu", injection=True, threads=1)
+    try:
+        rig.wait_report(Hello)
+        rig.load("m", tiny.build("llama", tmp_path))
+        side = rig.attach(1)
+        order(rig, "nan", request=2, at_step=3)
+        order(rig, "illegal_access", request=3, at_step=1)
+        for request in (1, 2):
+            side.ask(request, "", ids=(5, 6, 7), max_tokens=12)
+        assert error_code(side.wait_end(2)) == "nan_logits"
+        assert isinstance(side.wait_end(1), Finished)
+        side.ask(3, "", ids=(5, 6, 7), max_tokens=12)
+        assert rig.wait_exit() == 111
+        fault = rig.wait_report(Fault)
+        assert (fault.code, fault.requests) == (700, (3,))
+    finally:
+        rig.close()
 
 
 def test_without_the_setting_no_fault_can_be_ordered(tmp_path: Path) -> None:
