@@ -57,6 +57,7 @@ def test_loaded_tells_what_is_resident(host: Host, llama: Path) -> None:
         "dtype": "float32",
         "quant": "none",
         "num_parameters": loaded.info["num_parameters"],
+        "golden": loaded.info["golden"],
         "vocab_size": tiny.VOCAB_SIZE,
         "has_vision": False,
         "numerics": "fast",
