@@ -19,7 +19,6 @@ from neurond.device.injection import KINDS
 from tests.drills.ledger import Ledger
 from tests.harness import Node, title_of
 
-_POLL_S = 0.01
 _PATIENCE_S = 60.0
 _LEAST_EVENTS = 40
 _MOST_EARLY = 3  # five lives without a token take a device out
@@ -39,6 +38,7 @@ class Breaker:
     """`recoveries`: the parts of each one that was seen to its end, by part."""
 
     def __init__(self, node: Node, ledger: Ledger, rng: random.Random) -> None:
+        self.last = ""
         self.blows: Counter[str] = Counter()
         self.phases: Counter[str] = Counter()
         self.recoveries: list[dict[str, float]] = []
@@ -62,7 +62,7 @@ class Breaker:
         self._await_moment()
         before = self._facts()
         self._signal(before, signal.SIGSTOP)
-        self.blows["stop"] += 1
+        self._note("stop")
         self._await_life_after(before)
         self._await_back()
 
@@ -84,13 +84,13 @@ class Breaker:
         workers = [p for p in self._node.processes() if "worker" in title_of(p)]
         self._ledger.workers_died_s.append(time.monotonic() + 1.0)
         self._rng.choice(workers).kill()
-        self.blows["worker"] += 1
+        self._note("worker")
 
     def kill_zygote(self) -> None:
         """Devices live on; the next one is forked from another."""
         self._await_moment()
         old = self._node.kill("zygote")
-        self.blows["zygote"] += 1
+        self._note("zygote")
         self._wait(lambda: self._node.find("zygote").pid != old, "no new zygote")
 
     def inject(self, kind: str) -> None:
@@ -109,11 +109,15 @@ class Breaker:
                 self._await_life_after(before)
             else:
                 self._await_moment()
-        self.blows[kind] += 1
+        self._note(kind)
         self._await_back()
         self._ledger.allowed[code] = 0
 
     # ---- what a blow is made of
+
+    def _note(self, blow: str) -> None:
+        self.blows[blow] += 1
+        self.last = blow
 
     def _order(self, kind: str, **more: Any) -> None:
         self._node.control("inject", device=self._device, kind=kind, **more)
@@ -121,7 +125,7 @@ class Breaker:
     def _kill(self, name: str) -> None:
         device = self._facts()
         self._signal(device, signal.SIGKILL)
-        self.blows[name] += 1
+        self._note(name)
         self._wait(lambda: self._facts()["pid"] != device["pid"], "nobody noticed")
 
     def _signal(self, device: dict[str, Any], number: int) -> None:
@@ -160,11 +164,7 @@ class Breaker:
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         """Raises AssertionError."""
-        end_s = time.monotonic() + _PATIENCE_S
-        while not condition():
-            if time.monotonic() > end_s:
-                raise AssertionError(f"{what}: {self._facts()}\n{self._node.tail()}")
-            time.sleep(_POLL_S)
+        self._node.wait(condition, f"{what}, after {self.last}", _PATIENCE_S)
 
 
 Blow = Callable[[Breaker], None]

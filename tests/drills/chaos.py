@@ -30,6 +30,9 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import psutil
+
+from ipc.errors import ServiceError
 from tests.drills.asks import catalogue
 from tests.drills.breaker import PARTS, ROUND, Blow, Breaker
 from tests.drills.ledger import Books, Ledger
@@ -158,8 +161,9 @@ class Drill:
         try:
             for blow in blows:
                 await asyncio.to_thread(blow, self._breaker)
-        except AssertionError as error:
-            self._outcome.failures.append(str(error))
+                print(f"{time.strftime('%X')} {self._breaker.last}", file=sys.stderr)
+        except (AssertionError, ServiceError, LookupError, psutil.Error) as error:
+            self._outcome.failures.append(repr(error))
         finally:
             self._ledger.stop()
             await working
