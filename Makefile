@@ -104,8 +104,10 @@ run: $(STAMPS)/torch $(STAMPS)/run
 
 # ---- checking -----------------------------------------------------------------------
 
+# In two processes, since half of the time goes into waiting for daemons; a file's tests
+# stay together for the sake of what its fixtures start. ARGS="-n 0": in one, as for --pdb.
 test: $(STAMPS)/torch $(STAMPS)/dev
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMPS)/torch $(STAMPS)/dev size
 	@$(BIN)/ruff format --check --quiet $(wildcard $(FORMATTED)) \

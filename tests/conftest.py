@@ -1,7 +1,8 @@
 """What every test shares: a session that leaves nothing behind.
 
 Every process started by a test inherits CORTEX_TEST_SESSION; when the session ends,
-none may live, and /dev/shm must be as it was.
+none may live, and /dev/shm must be as it was. Processes of pytest-xdist inherit it too;
+they have ended by then, and the one that started them looks.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ def _until_gone(deadline_s: float) -> list[str]:
     return left
 
 
+@pytest.hookimpl(trylast=True)  # xdist ends its processes in this hook
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the whole run when a process or a shared-memory name is left."""
-    if hasattr(session.config, "workerinput"):
-        return
     if "neurond.grammar" in sys.modules:  # its compilers stay as long as the process
         sys.modules["neurond.grammar"].COMPILERS.close()
+    if hasattr(session.config, "workerinput"):
+        return
     left = _until_gone(_GRACE_S)
     names = set(os.listdir("/dev/shm")) - _SHM_BEFORE
     if left or names:
