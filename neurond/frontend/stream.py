@@ -90,6 +90,7 @@ class AnswerStream:
             data = self._ready()
             if data:
                 yield data
+                continue  # while that was sent, more may have come
             if generation.error is not None:
                 raise generation.error
             if generation.ended:
