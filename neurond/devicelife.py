@@ -5,6 +5,7 @@ decides nothing alone: the slot asks which deadline is past, and how the life en
 
     fork ── boot deadline ──▶ Hello ── reload deadline ──▶ serving
     any phase ── the page's deadline, past at two ticks in a row ──▶ kill
+    idle ── no beat for 10 s, at two ticks in a row ──▶ kill
     kill ── 10 s ──▶ written off
 
 Invariant: a tick that came late itself makes nobody overdue.
@@ -24,6 +25,8 @@ from neurond.deviceprocess import DeviceProcess
 from neurond.suspects import Ending, Kill
 
 TICKS_OVERDUE = 2
+_STILL_S = 10.0
+"""An idle loop turns every tenth of a second."""
 _VMSTAT = Path("/proc/vmstat")
 
 
@@ -135,6 +138,8 @@ class Life:
         if self._until_s and now_s > self._until_s:
             return "boot" if self.hello is None else "reload"
         view = self.process.view()
+        if view.phase is Phase.IDLE and now_s - view.beat_s > _STILL_S:
+            return "a turn of its idle loop"
         if not view.deadline_s or now_s <= view.deadline_s:
             return ""
         return Phase(view.phase).name.lower()
