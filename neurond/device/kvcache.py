@@ -161,6 +161,12 @@ class KvCache:
                 pass
         self.show()
 
+    @property
+    def has_idle(self) -> bool:
+        """The store holds pages that no sequence uses."""
+        accounts = self.budget.accounts.values()
+        return any(account.pages.num_idle for account in accounts)
+
     def show(self) -> None:
         """The gauges."""
         self._page.set("kv_budget_bytes", self.budget.limit_bytes)

@@ -143,7 +143,9 @@ class Seats:
                 running = self._roster.of(sequence.model)
             loser = victim(running)
             if loser is None:
-                return "length"  # it has all that there is
+                if not self._kv.has_idle:
+                    return "length"  # it has all that there is
+                loser = sequence  # its twin left pages, which it pins while it runs
             self.preempt(loser)
             if loser is sequence:
                 return None
