@@ -15,7 +15,9 @@ from collections.abc import Sequence as Listing
 from neurond.device.backend import Work
 from neurond.device.sequence import Sequence
 
-_STINT_TOKENS = 256
+_STINT_TOKENS = 128
+"""A layer of so many takes a few ms also behind a long past, so stints end near their
+time; they cost no more a token than larger ones."""
 _SMALL_TOKENS = 64
 """A prompt with less left doesn't wait for one that goes in stints."""
 

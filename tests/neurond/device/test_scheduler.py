@@ -70,19 +70,19 @@ def in_stints(running: list[Sequence]) -> list[tuple[int, int, float]]:
 def test_beside_streams_the_first_large_prompt_goes_in_stints() -> None:
     running = [decoding(1), sequence(2, num_ids=90), sequence(3, num_ids=900)]
     assert in_stints(running) == [(1, 1, 0.0), (2, 90, 0.1)]
-    assert in_stints([decoding(1), sequence(3, num_ids=900)])[1:] == [(3, 256, 0.1)]
+    assert in_stints([decoding(1), sequence(3, num_ids=900)])[1:] == [(3, 128, 0.1)]
 
 
 def test_a_small_prompt_does_not_wait_for_the_stints_of_a_large_one() -> None:
     running = [decoding(1), sequence(2, num_ids=900), sequence(3, num_ids=30)]
-    assert in_stints(running) == [(1, 1, 0.0), (3, 30, 0.0), (2, 256, 0.1)]
+    assert in_stints(running) == [(1, 1, 0.0), (3, 30, 0.0), (2, 128, 0.1)]
 
 
 def test_large_prompts_take_turns_chunk_by_chunk() -> None:
     """The one computed longest ago stands first, whoever came first (S31)."""
     first, second = sequence(2, num_ids=900), sequence(3, num_ids=300)
-    assert in_stints([decoding(1), second, first])[1:] == [(3, 256, 0.1)]
-    assert in_stints([decoding(1), first, second])[1:] == [(2, 256, 0.1)]
+    assert in_stints([decoding(1), second, first])[1:] == [(3, 128, 0.1)]
+    assert in_stints([decoding(1), first, second])[1:] == [(2, 128, 0.1)]
 
 
 def test_s31_principals_take_turns_with_large_prompts() -> None:
