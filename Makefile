@@ -40,8 +40,8 @@ comma := ,
 empty :=
 commas = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
 
-.PHONY: help run install test lint size check coverage bench drill drills soak clients \
-	clean distclean
+.PHONY: help run install test lint size check coverage bench simulate drill drills soak \
+	clients clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -50,6 +50,7 @@ help:
 	@echo "make check    format, lint, types, file sizes, coverage gates"
 	@echo "make lint     the part of check that takes seconds"
 	@echo "make bench    figures; bench/RESULTS.md says which"
+	@echo "make simulate a node on a simulated clock, 2,000 seeds (SEED=n replays one)"
 	@echo "make drill    long fault drills (SEED=1)"
 	@echo "make drills   the same again and again with new seeds (DRILLS_S=3600)"
 	@echo "make soak     random traffic for 30 minutes (SOAK_S=1800, SEED=1)"
@@ -134,6 +135,9 @@ coverage: $(STAMPS)/torch $(STAMPS)/dev
 
 bench: $(STAMPS)/torch $(STAMPS)/dev
 	@for bench in $(BENCHES); do $(PY) -m bench.$$bench $(ARGS) || exit; done
+
+simulate: $(STAMPS)/torch $(STAMPS)/dev
+	@$(PY) -m tests.simulation $(if $(filter file,$(origin SEED)),,--seed $(SEED)) $(ARGS)
 
 drill: $(STAMPS)/torch $(STAMPS)/dev
 	@for drill in $(DRILLS); do \
