@@ -19,7 +19,7 @@ from neurond.device.injection import KINDS
 from tests.drills.ledger import Ledger
 from tests.harness import Node, title_of
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 45.0
 _LEAST_EVENTS = 40
 _MOST_EARLY = 3  # five lives without a token take a device out
 _ENDS_NOBODY = ("slow", "xid:43")
@@ -164,7 +164,12 @@ class Breaker:
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         """Raises AssertionError."""
-        self._node.wait(condition, f"{what}, after {self.last}", _PATIENCE_S)
+        try:
+            self._node.wait(condition, f"{what}, after {self.last}", _PATIENCE_S)
+        except AssertionError as error:
+            phase = self._facts()["phase"]
+            told = f"{error}\nit is in {phase}; open: {self._ledger.open}"
+            raise AssertionError(told) from None
 
 
 Blow = Callable[[Breaker], None]

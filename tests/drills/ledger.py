@@ -80,6 +80,7 @@ class Ledger:
         self.workers_died_s: list[float] = []
         self._address = address
         self._asks = asks
+        self._open: dict[int, tuple[str, float]] = {}
         self._is_exact = is_exact
         self._wanted: list[Any] = []
         self._stop = asyncio.Event()
@@ -105,6 +106,13 @@ class Ledger:
     def stop(self) -> None:
         self._stop.set()
 
+    @property
+    def open(self) -> str:
+        """Who waits now, and since when."""
+        now_s = time.monotonic()
+        told = (f"{kind} {now_s - at_s:.1f} s" for kind, at_s in self._open.values())
+        return ", ".join(told)
+
     async def _client(self, rng: random.Random) -> None:
         while not self._stop.is_set():
             await self._one(rng.randrange(len(self._asks)), _leaving(rng))
@@ -112,6 +120,8 @@ class Ledger:
     async def _one(self, index: int, leave: Leave) -> None:
         books, begun_s = self.books, time.monotonic()
         books.submitted += 1
+        number = books.submitted
+        self._open[number] = self._asks[index].kind, begun_s
         try:
             end = await self._asked(index, leave, begun_s)
         except Wrong as wrong:
@@ -120,6 +130,7 @@ class Ledger:
             end = self._violation(index, "hung")
         except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
             end = self._violation(index, f"no answer: {error!r}")
+        del self._open[number]
         books.ends[end] += 1
         books.longest_s = max(books.longest_s, time.monotonic() - begun_s)
 
