@@ -107,7 +107,8 @@ class Outcome:
     def bad(self) -> list[str]:
         late = self.beats.quantile_s(_PROMPT_SHARE)
         slow = [f"health took {late:.3f} s"] if late > HEALTH_S else []
-        return self.books.bad + self.failures + leaks(self.points) + slow
+        grown = leaks(self.points) if self.points else []
+        return self.books.bad + self.failures + grown + slow
 
     def median_ms(self, part: str) -> float:
         return statistics.median([r[part] for r in self.recoveries] or [0.0]) * 1e3

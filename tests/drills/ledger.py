@@ -115,9 +115,10 @@ class Ledger:
 
     async def _client(self, rng: random.Random) -> None:
         while not self._stop.is_set():
-            await self._one(rng.randrange(len(self._asks)), _leaving(rng))
+            await self.one(rng.randrange(len(self._asks)), _leaving(rng))
 
-    async def _one(self, index: int, leave: Leave) -> None:
+    async def one(self, index: int, leave: Leave = STAY) -> None:
+        """Submitted and booked, whatever becomes of it."""
         books, begun_s = self.books, time.monotonic()
         books.submitted += 1
         number = books.submitted

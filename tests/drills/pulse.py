@@ -1,9 +1,8 @@
 """Asks a daemon for /health all the time, and keeps how long each answer took.
 
-    python -m tests.drills.pulse HOST:PORT …        until its standard input closes
-
 A process of its own, so that what is measured is the daemon's time and not a drill's.
-Prints one JSON list of seconds, -1 for no answer.
+It asks until its standard input closes, and then prints one JSON list of seconds, -1
+for no answer.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from tests.harness import ROOT
 _EVERY_S = 0.05
 _TIMEOUT_S = 5.0
 _NO_ANSWER = -1.0
+_MAIN = "import sys; from tests.drills.pulse import main; main(sys.argv[1:])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Pulse:
         self._process: subprocess.Popen[str]
 
     def __enter__(self) -> Pulse:
-        argv = [sys.executable, "-m", "tests.drills.pulse", *self._addresses]
+        argv = [sys.executable, "-c", _MAIN, *self._addresses]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
             argv, cwd=ROOT, stdin=pipe, stdout=pipe, text=True
@@ -79,13 +79,8 @@ def measure(address: str) -> float:
     return time.perf_counter() - begun_s
 
 
-def main(addresses: list[str]) -> int:
+def main(addresses: list[str]) -> None:
     took_s: list[float] = []
     while not select.select([sys.stdin], [], [], _EVERY_S)[0]:
         took_s += [measure(address) for address in addresses]
     print(json.dumps(took_s))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

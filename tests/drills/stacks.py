@@ -18,7 +18,7 @@ from tests.drills.traffic import Profile
 from tests.harness import ROOT, Config, Daemon, Node
 from tests.httpclient import Http
 
-_READY_S = 90.0
+_READY_S = 150.0
 _NOTHING: Config = MappingProxyType({})
 _TOKEN = "soak"  # with which the gateway says for whom it asks
 _TEMPLATE = (
