@@ -107,6 +107,8 @@ run: $(STAMPS)/torch $(STAMPS)/run
 
 # In two processes, since half of the time goes into waiting for daemons; a file's tests
 # stay together for the sake of what its fixtures start. ARGS="-n 0": in one, as for --pdb.
+# Hundreds of daemons start: each would compile our modules anew where nobody keeps them.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(STAMPS)/torch $(STAMPS)/dev
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 

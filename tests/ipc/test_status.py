@@ -260,7 +260,7 @@ def _armed_latch(memory: mmap.mmap) -> Latch:
     [
         b"",
         b"short",
-        struct.pack("<Qdd", 12, 1.0, 2.0),
+        struct.pack("<Qdd", max(Phase) + 1, 1.0, 2.0),
         struct.pack("<Qdd", 2**64 - 1, 1.0, 2.0),
         struct.pack("<Qdd", 7, 1.0, math.nan),
         struct.pack("<Qdd", 7, math.inf, 2.0),
