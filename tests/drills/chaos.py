@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import random
 import signal
 import statistics
@@ -59,12 +60,13 @@ _DEADLINE_S = {"fake": 0.5, "tiny": 2.0, "embedded": 4.0}
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One drill: `count` blows of a mode against a model."""
+    """One drill: `count` blows of a mode against a model, fewer if time is up."""
 
     mode: str
     model: str
     numerics: str
     count: int
+    seconds: float = math.inf
 
     def __str__(self) -> str:
         return f"{self.mode}, {self.model}, {self.numerics}"
@@ -138,6 +140,7 @@ class Drill:
         is_hurt = order.mode in ("workers", "faults")
         self._kept = _KEPT if is_hurt else (*_KEPT, *_UNHURT)
         is_exact = order.numerics == "invariant" or order.model == "fake"
+        self._end_s = 0.0
         self._ledger = Ledger(stack.address, asks, is_exact=is_exact)
         self._breaker = Breaker(stack.node, self._ledger, random.Random(seed))
         self._outcome = Outcome(order, self._ledger.books)
@@ -145,11 +148,12 @@ class Drill:
     async def run(self, rests: int) -> Outcome:
         """In so many parts, with a rest before, between and behind them."""
         begun_s = time.monotonic()
+        self._end_s = begun_s
         await self._ledger.rehearse(obeys=self._stack.profile.obeys)
         blows = self._blows()
         for part in range(rests):
-            share = blows[part::rests]
-            await self._part(share, self._seed * 1000 + part)
+            self._end_s += self._order.seconds / rests
+            await self._part(blows[part::rests], self._seed * 1000 + part)
             point = await asyncio.to_thread(rest, self._stack, self._kept)
             self._outcome.points.append(point)
         self._outcome.seconds = time.monotonic() - begun_s
@@ -171,6 +175,8 @@ class Drill:
         working = asyncio.create_task(self._ledger.work(_CLIENTS, seed))
         try:
             for blow in blows:
+                if time.monotonic() > self._end_s:
+                    break
                 await asyncio.to_thread(blow, self._breaker)
                 print(f"{time.strftime('%X')} {self._breaker.last}", file=sys.stderr)
         except (AssertionError, ServiceError, LookupError, psutil.Error) as error:
@@ -247,7 +253,8 @@ def _is_loaded(stack: Stack) -> bool:
 def _orders(options: argparse.Namespace) -> tuple[Order, ...]:
     if not options.mode:
         return FULL
-    return (Order(options.mode, options.model, options.numerics, options.count),)
+    what = (options.mode, options.model, options.numerics, options.count)
+    return (Order(*what, options.seconds),)
 
 
 def main() -> int:
@@ -259,6 +266,7 @@ def main() -> int:
         "--numerics", choices=("fast", "invariant"), default="invariant"
     )
     parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=math.inf)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and leave nothing behind
     is_bad = False
