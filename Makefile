@@ -51,7 +51,7 @@ help:
 	@echo "make lint     the part of check that takes seconds"
 	@echo "make bench    figures; bench/RESULTS.md says which"
 	@echo "make simulate a node on a simulated clock, 2,000 seeds (SEED=n replays one)"
-	@echo "make drill    long fault drills (SEED=1)"
+	@echo "make drill    long fault drills, about two hours (SEED=1)"
 	@echo "make drills   the same again and again with new seeds (DRILLS_S=3600)"
 	@echo "make soak     random traffic for 30 minutes (SOAK_S=1800, SEED=1)"
 	@echo "make clients  the real SDKs against a running pair of daemons"
