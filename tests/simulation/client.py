@@ -86,7 +86,8 @@ def _undisturbed(
     choice.on_tokens(ids, (), ())
     if choice.finish is None:
         choice.on_finished("length" if len(ids) == max_tokens else "stop", 0)
-    return Answer(choice.take().text, choice.finish or "", choice.num_tokens)
+    num_tokens = choice.num_tokens if stops else len(ids)
+    return Answer(choice.take().text, choice.finish or "", num_tokens)
 
 
 class Client:

@@ -54,7 +54,8 @@ class Ended(BaseException):
         self.kind = kind
 
 
-def _end(kind: str) -> None:
+def _end(child: Child, kind: str) -> None:
+    child.cause = kind
     raise Ended(kind)
 
 
@@ -131,7 +132,8 @@ class Link:
 
 
 class Child:
-    """`is_immortal`: SIGKILL has no effect; `is_still`: it will never move again."""
+    """`is_immortal`: SIGKILL has no effect; `is_still`: it will never move again;
+    `is_wrong`: its golden answer is another; `cause`: what ended it, if not itself."""
 
     def __init__(self, process: Process, generation: int, settings: Any) -> None:
         self.world = world = process.world
@@ -142,11 +144,13 @@ class Child:
         self.is_alive = True
         self.is_still = False
         self.is_immortal = False
+        self.is_wrong = False
+        self.cause = ""
         self.extra_s = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self._is_woken = False
         self.backend = Backend(self)
-        real = {kind: partial(_end, kind) for kind in standins.ENDS}
+        real = {kind: partial(_end, self, kind) for kind in standins.ENDS}
         self._poll = _Poll()
         self.page = process.page
         self._worker = Worker(

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 MOST_KILLS = 3
 """One among many, one among two, one alone; a batch is no larger than sixteen."""
 _ROWS = {"nan": "nan_logits", "shape": "internal_error", "oom": "insufficient_vram"}
+_RECOVERED_S = 5.0
+_DETACHED_S = 1.5
 _LOST = "the request was lost between front end and device"
 
 
@@ -51,6 +53,7 @@ class Judge:
         self.num_convicted = 0
         self.num_born = 0
         self._owners: dict[int, Child] = {}
+        self._last: dict[str, Child] = {}
         self._wishes: dict[tuple[int, ...], Wish] = {}
         self._convicted: set[int] = set()
         self._injected: Counter[str] = Counter()
@@ -67,6 +70,7 @@ class Judge:
 
     def born(self, child: Child) -> None:
         self.num_born += 1
+        self._last[child.name] = child
         self._world.trace(child.name, f"process {child.pid} of life {child.generation}")
 
     def step(self, child: Child, works: Listing[Work]) -> None:
@@ -77,12 +81,26 @@ class Judge:
         groups = {work.sequence.trial_group for work in works}
         if len(groups) > 1:
             self.violate(f"{child.name}: groups {groups} in one step")
+        if child.is_wrong:
+            self.violate(f"{child.name} computes wrongly and serves")
         for work in works:
             number = work.sequence.id
+            self._check_worker(child, number)
             other = self._owners.get(number)
             if other is not None and other is not child and _computes(other, number):
                 self.violate(f"{number} is computed on {other.name} and {child.name}")
             self._owners[number] = child
+
+    def _check_worker(self, child: Child, number: int) -> None:
+        died_s = self._world.dead_workers.get(number // 1000)
+        if died_s is not None and self._world.clock() > died_s + _DETACHED_S:
+            self.violate(f"{child.name} computes {number}, whose worker is gone")
+
+    def charged(self, device: str, charged: tuple[object, ...]) -> None:
+        """A life ended, and these pay for it."""
+        child = self._last.get(device)
+        if charged and child is not None and child.cause in ("outside", "sigkill"):
+            self.violate(f"{charged} pay for a kill of {device} from outside")
 
     def fires(self, child: Child, kind: str) -> None:
         """A script ends the process."""
@@ -155,7 +173,7 @@ class Judge:
             case "nan_logits" | "internal_error" | "insufficient_vram":
                 return error.message != _LOST and self._is_injected(error.code)
             case "device_fault" | "overloaded":
-                return waited_s >= RESUME_DEADLINE_S
+                return waited_s >= RESUME_DEADLINE_S and not self._is_served(client)
             case "device_failed" | "no_healthy_node":
                 return self._is_lost(client)
             case "model_recovering" | "model_loading" | "queue_full":
@@ -167,6 +185,14 @@ class Judge:
         self._row_errors[code] += 1
         kinds = [kind for kind, told in _ROWS.items() if told == code]
         return self._row_errors[code] <= sum(self._injected[kind] for kind in kinds)
+
+    def _is_served(self, client: Client) -> bool:
+        """Its model has had a device for a while."""
+        node = self._world.node
+        record = node.lifecycle.records[client.wish.model]
+        last_s = max((death.at_s for death in self.deaths), default=0.0)
+        is_up = any(node.slot(name).is_up for name in record.devices)
+        return is_up and self._world.clock() > last_s + _RECOVERED_S
 
     def _is_lost(self, client: Client) -> bool:
         node = self._world.node

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ipc.errors import ClientError
 from ipc.messages import Inject
+from neurond.deviceslot import DeviceSlot
 from neurond.states import DeviceState
 from neurond.xids import Sighting
 from tests.simulation.plan import Mishap
@@ -26,6 +27,7 @@ class Mishaps:
         self.forks: Counter[str] = Counter()
         self.boots: Counter[str] = Counter()
         self.loads: dict[str, str] = {}
+        self.wrongs: set[str] = set()
         for mishap in world.plan.mishaps:
             world.loop.call_later(mishap.at_s, self._happen, mishap)
 
@@ -34,6 +36,15 @@ class Mishaps:
             self.boots[child.name] -= 1
             return 30.0
         return self._world.chance.uniform(0.01, 0.2)
+
+    def before_reload(self, slot: DeviceSlot) -> None:
+        """A device that has answered rightly before may answer wrongly now."""
+        name, world = slot.name, self._world
+        child = world.child(name)
+        if name in self.wrongs and name in world.node.has_loaded and child is not None:
+            self.wrongs.discard(name)
+            child.is_wrong = bool(world.node.lifecycle.placement.on(slot))
+            slot.send(Inject("wrong_result", 0, 0, 1))
 
     def _happen(self, mishap: Mishap) -> None:
         world = self._world
@@ -52,6 +63,8 @@ class Mishaps:
                 self.boots[name] += 1
             case "load":
                 self.loads[name] = mishap.detail
+            case "wrong":
+                self.wrongs.add(name)
             case "xid":
                 self._xid(name, int(mishap.detail))
             case "respawn":
@@ -61,6 +74,7 @@ class Mishaps:
 
     def _strike(self, child: Child, kind: str) -> None:
         if kind == "kill":
+            child.cause = child.cause or "outside"
             child.kill()
         elif kind in ("stop", "immortal"):
             child.is_immortal = kind == "immortal"

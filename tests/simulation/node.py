@@ -25,7 +25,7 @@ from neurond.modelrecord import ModelRecord
 from neurond.preparation import Preparation
 from neurond.quarantine import Quarantine
 from neurond.rings import Rings
-from neurond.states import DeviceState
+from neurond.states import DeviceState, ModelStatus
 from tests.neurond.device.simulated import folder
 from tests.simulation.device import Process
 from tests.simulation.rings import Pair
@@ -50,6 +50,7 @@ class Node:
     def __init__(self, world: World) -> None:
         self.world = world
         self.was_out = False
+        self.has_loaded: set[str] = set()
         self._is_told = True
         self.slots: list[DeviceSlot] = []
         self.rings = Rings(lambda: self.slots, world.journal, pair=self._pair)
@@ -87,7 +88,7 @@ class Node:
             chronicle,
             changed=self._changed,
             on_failed=self._on_failed,
-            before_reload=lambda _slot: None,
+            before_reload=lambda slot: world.mishaps.before_reload(slot),
             reading=lambda _uuid: {},
             quarantine=self._quarantine,
             witness=self.hardware,
@@ -127,7 +128,9 @@ class Node:
     def is_settled(self) -> bool:
         """Every device serves or is out."""
         over = (DeviceState.READY, DeviceState.FAILED)
-        return all(slot.state in over for slot in self.slots)
+        ended = (ModelStatus.LOADED, ModelStatus.FAILED)
+        is_loaded = all(r.status in ended for r in self.lifecycle.records.values())
+        return is_loaded and all(slot.state in over for slot in self.slots)
 
     def facts(self) -> dict[str, Any]:
         """What of the document workers look at here."""
@@ -183,5 +186,7 @@ class Node:
         self._note(kind, **fields)
 
     def _note(self, kind: str, **fields: Any) -> None:
+        if kind == "model.loaded":
+            self.has_loaded.add(fields["device"])
         told = " ".join(f"{k}={v}" for k, v in fields.items())
         self.world.trace("node", f"{kind} {told}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -81,7 +81,10 @@ def plan_of(chance: Random) -> Plan:
     models = [f"m{n}" for n in range(chance.choice((1, 1, 2)))]
     is_calm = chance.random() < 0.1
     num_poisons = 0 if is_calm else chance.choice((0, 0, 0, 1, 1, 2))
-    num_wishes = chance.randint(3, 9)
+    is_crowd = chance.random() < 0.06
+    num_wishes = chance.randint(12, 16) if is_crowd else chance.randint(3, 9)
+    if is_crowd:
+        num_poisons = 1
     poisoned = set(chance.sample(range(num_wishes), num_poisons))
     plan = Plan(
         devices=[f"fake-{n}" for n in range(num_devices)],
@@ -91,17 +94,43 @@ def plan_of(chance: Random) -> Plan:
         settings=_settings(chance),
         options=_options(chance),
         wishes=[
-            _wish(chance, number, models, number in poisoned)
+            _wish(
+                chance, number, models[:1] if is_crowd else models, number in poisoned
+            )
             for number in range(num_wishes)
         ],
     )
-    if not is_calm:
+    if is_crowd:
+        _crowd(plan)
+    elif not is_calm:
         count = chance.choice((0, 1, 1, 2, 2, 3, 4))
         plan.mishaps = sorted(
             (_mishap(chance, plan) for _ in range(count)), key=lambda m: m.at_s
         )
         plan.breaks = chance.random() < 0.1
     return plan
+
+
+def _crowd(plan: Plan) -> None:
+    """All at once and for long, so that a step has more requests than groups."""
+    plan.settings["max_running"], plan.ring_room = 16, 6
+    plan.settings["prefill_chunk"] = 512
+    plan.options = {}
+    plan.wishes = [
+        replace(
+            wish,
+            at_s=0.5 + 0.005 * wish.number,
+            num_tokens=30,
+            max_tokens=30,
+            num_choices=1,
+            stops=(),
+            fault_at=8,
+            poison="segv" if wish.poison else "",
+            attempts=99,
+            stays=0,
+        )
+        for wish in plan.wishes
+    ]
 
 
 def _settings(chance: Random) -> dict[str, Any]:
@@ -168,5 +197,5 @@ def _mishap(chance: Random, plan: Plan) -> Mishap:
 
 _KINDS = (
     *("kill", "kill", "kill", "inject", "inject", "inject", "inject", "stop", "xid"),
-    *("respawn", "load", "boot", "fork", "worker", "immortal"),
+    *("wrong", "respawn", "load", "boot", "fork", "worker", "immortal"),
 )

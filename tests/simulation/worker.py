@@ -46,6 +46,7 @@ class Lease:
         convicted: tuple[int, ...] = (),
     ) -> None:
         told = (device, generation, reason, suspects, convicted)
+        self._worker.world.judge.charged(device, (*suspects, *convicted))
         self._later(lambda: self._worker.devices.on_down(*told))
 
     def _later(self, act: Callable[[], None]) -> None:

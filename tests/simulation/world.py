@@ -65,6 +65,7 @@ class World:
         self.journal = cast(Journal, _NoJournal())
         self.pairs: dict[int, Pair] = {}
         self.num_oom_kills = 0
+        self.dead_workers: dict[int, float] = {}
         self.lines: list[str] = []
         self._is_traced = is_traced
         self._pids = itertools.count(1000)
@@ -103,6 +104,7 @@ class World:
         """It dies, and with it the connections of its clients."""
         worker = self.workers[index]
         self.trace("worker", f"{worker.number} dies")
+        self.dead_workers[worker.number] = self.clock()
         worker.die()
         for client, task in self._tasks.items():
             if client.worker is worker and not client.outcome:
