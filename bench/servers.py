@@ -56,6 +56,8 @@ class Server:
     process: subprocess.Popen[bytes]
     node_url: str = ""
     spins: bool = True
+    folder: Path = Path()
+    """Where it keeps what is of one run."""
 
     def pause(self) -> None:
         """Freeze it: a peer that spins while idle must not slow the others."""
@@ -105,7 +107,8 @@ def cortex(cores: str, **settings: str) -> Iterator[Server]:
         with _started(cores, argv, environ, log) as process:
             url = _await_line(process, log, r"ready after .* at (http://\S+)")
             node_url = f"http://127.0.0.1:{node_port}"
-            yield Server("cortex", url, MODEL, process, node_url, spins=False)
+            own = {"node_url": node_url, "folder": Path(folder)}
+            yield Server("cortex", url, MODEL, process, spins=False, **own)
 
 
 @contextmanager

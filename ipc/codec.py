@@ -111,7 +111,9 @@ class _Layout:
         self._cls = cls
         self._allowed = [allowed for allowed, _ in rules]
         self._nested = [(i, convert) for i, (_, convert) in enumerate(rules) if convert]
-        self._num_required = sum(field.default is MISSING for field in fields(cls))
+        self._num_required = sum(
+            field.default is field.default_factory is MISSING for field in fields(cls)
+        )
         self._shapes: dict[tuple[type, ...], _Nested] = {}
 
     def build(self, wire: list[Any]) -> Any:

@@ -17,7 +17,7 @@ Invariant: `decode(encode(m)) == m`; anything else raises MessageError.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args
 
 from ipc.codec import MAX_MESSAGE_BYTES as MAX_MESSAGE_BYTES
@@ -60,7 +60,11 @@ class Detach:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`folder` holds config.json, tokenizer and safetensors; `context` 0 = its own."""
+    """`folder` holds config.json, tokenizer and safetensors; `context` 0 = its own.
+
+    `known`: what the same load found out in an earlier life (`Loaded.info`), empty: all
+    is to be tried out; `alone`: the device serves nobody until it is done.
+    """
 
     kind: ClassVar[int] = 34
     model: str
@@ -69,6 +73,8 @@ class Load:
     quant: str
     context: int
     options: dict[str, Any]
+    known: dict[str, Any] = field(default_factory=dict)
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +147,7 @@ class Loaded:
 
     `info`: architecture, dtype, quant, num_parameters, vocab_size, has_vision,
     context_limited_by, page_tokens, bytes_per_token; golden, the digest of what the
-    model answered to a fixed prompt.
+    model answered to a fixed prompt; known, for the next load of the same.
     """
 
     kind: ClassVar[int] = 50

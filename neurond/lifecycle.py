@@ -128,7 +128,7 @@ class Lifecycle:
     def device_hello(self, device: DeviceSlot) -> None:
         """Load again what it had; it serves when all of it is back."""
         for record in self.placement.on(device):
-            device.send(record.load_on(device.generation))
+            device.send(record.load_on(device.generation, again=True))
         self._serve_if_whole(device)
 
     def device_lost(self, device: DeviceSlot, reason: str) -> None:
@@ -137,7 +137,7 @@ class Lifecycle:
             was_loading = record.status in _LOADING
             record.move(ModelEvent.DEVICE_LOST)
             record.reason = reason
-            record.loaded = None
+            record.lost()
             self._moved()
             if record.status is ModelStatus.UNLOADED:
                 self._settle(record)

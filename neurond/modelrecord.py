@@ -24,6 +24,8 @@ _WANTED = (
     ModelStatus.CONVERTING,
 )
 
+_MOST_LOST = 2
+
 
 @dataclass(slots=True, eq=False)
 class ModelRecord:
@@ -32,6 +34,8 @@ class ModelRecord:
     `ordered` is what the load order said itself: that alone outlives a restart, the
     rest is the configuration's to say (`configured`). `allowed` names the devices that
     may hold it, `sent_generation` the life of its device that was last told to load it.
+    `known` is what its load found out, for its device's next life, `num_lost` counts
+    lives in a row that ended before it was there.
     """
 
     spec: Model
@@ -48,7 +52,9 @@ class ModelRecord:
     error: ServiceError | None = None
     done: asyncio.Future[None] | None = None
     num_load_deaths: int = 0
+    num_lost: int = 0
     sent_generation: int = 0
+    known: dict[str, Any] = field(default_factory=dict)
     ordered: dict[str, Any] = field(default_factory=dict)
     allowed: tuple[str, ...] = ()
     configured: Model = field(init=False)
@@ -77,7 +83,8 @@ class ModelRecord:
         """A load: forget the last outcome, start to count."""
         self.error, self.reason = None, ""
         self.progress = progress
-        self.num_load_deaths = 0
+        self.num_load_deaths = self.num_lost = 0
+        self.known = {}
         return self.begin_wait()
 
     def begin_wait(self) -> asyncio.Future[None]:
@@ -87,9 +94,19 @@ class ModelRecord:
 
     def succeed(self, loaded: Loaded) -> None:
         self.loaded = loaded
+        self.known = loaded.info.pop("known", {})
+        self.num_lost = 0
         self.progress = None
         self.reason = ""
         self.end()
+
+    def lost(self) -> None:
+        """Its device died. After a second one on the way, nothing is taken as known."""
+        if self.loaded is None:
+            self.num_lost += 1
+        if self.num_lost >= _MOST_LOST:
+            self.known = {}
+        self.loaded = None
 
     def fail(self, error: ServiceError) -> None:
         self.error = error
@@ -119,10 +136,14 @@ class ModelRecord:
         kept = {"source": self.spec.source, **changes}
         self.spec = replace(self.configured, **kept)
 
-    def load_on(self, generation: int) -> Load:
-        """The order for that life of its device, which may now be blamed on it."""
+    def load_on(self, generation: int, *, again: bool = False) -> Load:
+        """The order for that life of its device, which may now be blamed on it.
+
+        `again`: the device has had it, and serves nobody until it has it back.
+        """
         self.sent_generation = generation
-        return self.load_message()
+        message = self.load_message()
+        return replace(message, known=self.known, alone=True) if again else message
 
     def load_message(self) -> Load:
         """What its device is sent."""

@@ -138,7 +138,7 @@ class Build:
 
 
 def _source(site: Site, entry: Entry, kept: dict[str, Entry]) -> Source:
-    blocks = packing.from_blocks(site.name, kept)
+    blocks = packing.from_blocks(site.name, kept, entry)
     if site.plan.kind == "blocks" and blocks is not None:
         return blocks
     return packing.from_entry(entry)

@@ -18,6 +18,7 @@ import torch
 from neurond.device import experts
 from neurond.device.backend import Resident, Work
 from neurond.device.computing import Computing, Held
+from neurond.device.known import Known
 from neurond.device.loader import Body
 from neurond.device.pagedmodel import PagedModel
 from neurond.device.private import PrivateModel
@@ -43,21 +44,31 @@ class SteppedModel(PrivateModel):
 
 
 def make_invariant(
-    model: Resident, computing: Computing, time_limit_s: float
+    model: Resident,
+    computing: Computing,
+    time_limit_s: float,
+    known: Known | None = None,
 ) -> Generator[None, None, Computing]:
     """The model with invariant numerics; tells of it in `info`. Raises load_failed.
 
-    Yields between slices.
+    Yields between slices. What is `known` to be proven is not proven again.
     """
+    known = known or Known()
     body: Body = model.body
     experts.use_tiles(body.module)
     slice_products(body.module)
     _use_whole_products(body.device)
     changed = _changed(body, computing)
+    if isinstance(changed, TiledModel) and known.tiles:
+        changed.sizes = tuple(known.tiles)
+        model.info["invariant_cost"] = known.cost
+        return changed
     test = SelfTest(model, changed, time_limit_s)
     yield from in_turns(partial(_prove, test, changed), overlaps=True)
     decode, prefill = yield from in_turns(partial(_cost, model, computing, changed))
-    model.info["invariant_cost"] = {"decode": decode, "prefill": prefill}
+    cost = {"decode": decode, "prefill": prefill}
+    model.info["invariant_cost"] = known.cost = cost
+    known.tiles = list(changed.sizes) if isinstance(changed, TiledModel) else []
     text = f"decode takes {decode} and prefill {prefill} times as long as without"
     model.info.setdefault("notes", []).append(f"numerics are invariant: {text}")
     return changed

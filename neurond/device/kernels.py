@@ -14,14 +14,13 @@ matrix units wins. `linear` decides.
             rows: nothing is lost to bfloat16, and weights are read at full speed
     Dense   w in oneDNN's blocked layout (CPU, bfloat16), or as it is (elsewhere)
 
-Packed bytes depend on the processor's vector width, which `layout()` names.
+Packed bytes depend on the processor's vector width, which `processor` names.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,31 +28,6 @@ from torch import Tensor
 BF16 = torch.bfloat16
 _SMALLEST = 1e-30
 _SPLIT_AT_ONCE = 128  # twice as many float32 products: 100 MB for a vocabulary of 100k
-
-
-@dataclass(frozen=True, slots=True)
-class Processor:
-    """What a CPU's kernels can do. `matrix_units`: AMX."""
-
-    vectors: bool
-    bfloat16: bool
-    matrix_units: bool
-    layout: str
-
-
-def this_processor() -> Processor:
-    capability = torch.backends.cpu.get_cpu_capability().lower()
-    has_onednn = torch.backends.mkldnn.is_available()
-    supported = has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    bfloat16 = bool(supported and capability == "avx512")
-    matrix_units = bfloat16 and torch.cpu._is_amx_tile_supported()
-    units = "-amx" * matrix_units or "-bf16" * bfloat16
-    return Processor(
-        vectors=capability in ("avx2", "avx512"),
-        bfloat16=bfloat16,
-        matrix_units=matrix_units,
-        layout=f"{capability}{units}-{torch.__version__}",
-    )
 
 
 class Kernel(ABC):
@@ -233,13 +207,28 @@ class Reordered(Kernel):
     """A dense bfloat16 weight in oneDNN's own layout: no re-packing on each call.
 
     What follows a product is done while its tile is in the cache, before it is rounded.
+    The layout is made at the first product: until then parts can be joined cheaply.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+        self._plain: Tensor | None = weight
+        self._blocked: Tensor | None = None
         self.bias = bias
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
         self._combine = torch.ops.mkldnn._linear_pointwise.binary
+
+    @property
+    def weight(self) -> Tensor:
+        """In oneDNN's layout."""
+        if self._blocked is None:
+            self._blocked = torch.ops.mkldnn._reorder_linear_weight(self._plain, 1)
+            self._plain = None
+        return self._blocked
+
+    @property
+    def plain(self) -> Tensor:
+        """[N, K] as it was given."""
+        return self.weight.to_dense() if self._plain is None else self._plain
 
     def __call__(self, rows: Tensor) -> Tensor:
         if rows.dtype != BF16:
@@ -264,15 +253,16 @@ class Reordered(Kernel):
         return out
 
     def tensors(self) -> dict[str, Tensor]:
-        return _named(weight=self.weight.to_dense(), bias=self.bias)
+        return _named(weight=self.plain, bias=self.bias)
 
     def held_bytes(self) -> int:
-        return self.weight.numel() * self.weight.element_size() + _bytes(self.bias)
+        held = self.weight if self._plain is None else self._plain
+        return held.numel() * held.element_size() + _bytes(self.bias)
 
     @staticmethod
     def join(parts: Sequence[Reordered]) -> Reordered:
         return Reordered(
-            torch.cat([part.weight.to_dense() for part in parts]),
+            torch.cat([part.plain for part in parts]),
             _join_bias([(part.bias, part.weight.shape[0]) for part in parts]),
         )
 

@@ -37,10 +37,10 @@ from neurond.device.kernels import (
     Int4,
     Int8,
     Kernel,
-    Processor,
     Reordered,
     Split,
 )
+from neurond.device.processor import Processor, this_processor
 
 Values = Callable[[], Tensor]
 """What a quantised weight stands for, [N, K]; made only where it is kept."""
@@ -111,11 +111,12 @@ class PackedLinear(nn.Module):
         both = {id(kernel): kernel.held_bytes() for kernel in (self.few, self.many)}
         return sum(both.values())
 
-    def state(self) -> dict[str, Tensor]:
-        """Everything `from_state` needs, as plain tensors."""
+    def state(self, *, whole: bool = True) -> dict[str, Tensor]:
+        """Everything `from_state` needs, as plain tensors; if not `whole`, it needs the
+        dense weight too."""
         shape = torch.tensor([self.few_rows, self.out_features, self.in_features])
-        state = {"shape": shape, **_state_of("few", self.few)}
-        if self.many is not self.few:
+        state = {**_state_of("few", self.few), "shape": shape}
+        if self.many is not self.few and whole:
             state.update(_state_of("many", self.many))
         return state
 
@@ -133,12 +134,12 @@ def pack(
     """A layer for weight [N, K], bias [N]. Raises ValueError for an unknown kind."""
     if plan.kind not in KINDS:
         raise ValueError(f"{plan.kind!r} is not one of {', '.join(KINDS)}")
-    processor = processor or kernels.this_processor()
+    processor = processor or this_processor()
     few, values = _few(weight, bias, plan, processor)
     shape = tuple(weight.shape)
     if few is not None and not plan.keep_dense:
         return PackedLinear(few, few, ALL_ROWS, shape)
-    dense = _dense(values(), bias, plan, processor)
+    dense = dense_kernel(values(), bias, plan, processor)
     if few is None:
         return PackedLinear(dense, dense, ALL_ROWS, shape)
     return PackedLinear(few, dense, _few_rows(few, shape[0], plan, processor), shape)
@@ -155,7 +156,7 @@ def from_state(state: dict[str, Tensor], device: torch.device) -> PackedLinear:
 
 def layout() -> str:
     """Names the machine's packed layout; a cache of states must not cross it."""
-    return kernels.this_processor().layout
+    return this_processor().layout
 
 
 def join(parts: Sequence[nn.Module]) -> PackedLinear | nn.Linear | None:
@@ -227,9 +228,10 @@ def _int8(
     return Int8(codes.to(plan.device), scale.to(plan.device), bias), values
 
 
-def _dense(
+def dense_kernel(
     weight: Tensor, bias: Tensor | None, plan: LinearPlan, processor: Processor
 ) -> Kernel:
+    """For many rows, or all. weight [N, K], bias [N]."""
     on_cpu = plan.device.type == "cpu"
     dtype = plan.dtype
     if on_cpu and dtype == kernels.BF16 and not processor.bfloat16:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import torch
+import transformers
 
 from ipc.messages import Load, LoadProgress
 from neurond import converted
@@ -27,6 +28,7 @@ from neurond.device import assembly, encoder, linear, packed
 from neurond.device.assembly import Kind
 from neurond.device.backend import LoadSteps, Resident
 from neurond.device.build import Build, Meter
+from neurond.device.known import Known
 from neurond.device.numerics import is_invariant
 from neurond.device.packed import Shelf
 from neurond.device.quant import PLAIN, Quant, plans
@@ -51,8 +53,23 @@ class Body:
     last_only: bool
 
 
+def known_of(spec: Load, device: torch.device, settings: DeviceSettings) -> Known:
+    """What the order says is known already, if that is of these files and this code."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    order = replace(spec, known={}, alone=False)
+    versions = (transformers.__version__, linear.layout())
+    made_by = (kind, torch.get_num_threads(), *versions)
+    folder = Path(spec.folder)
+    return Known.of(
+        spec.known, packed.stamp(folder, repr(made_by), repr(order), repr(settings))
+    )
+
+
 def load(
-    spec: Load, device: torch.device, settings: DeviceSettings | None = None
+    spec: Load,
+    device: torch.device,
+    settings: DeviceSettings | None = None,
+    known: Known | None = None,
 ) -> LoadSteps:
     """Yields between slices; returns the resident model, not warmed up.
 
@@ -71,7 +88,10 @@ def load(
         return (yield from _embedder(spec, kind, dtype, device))
     plan = _plan(spec, dtype, device, settings)
     work = Build(folder, kind, plan, dtype, device, meter)
-    module = yield from work.run(_shelf(spec, plan, settings))
+    shelf = _shelf(spec, plan, settings, known or Known())
+    module = yield from work.run(shelf)
+    if known is not None:
+        known.packed = shelf.identity
     body = Body(module, device, assembly.takes(module, "logits_to_keep"))
     return _resident(spec, folder, body, work)
 
@@ -110,16 +130,20 @@ def _plan(
     return plans(form, dtype, device, fast=fast)
 
 
-def _shelf(spec: Load, plan: Quant, settings: DeviceSettings) -> Shelf:
+def _shelf(spec: Load, plan: Quant, settings: DeviceSettings, known: Known) -> Shelf:
     """Only what takes longer to make than to read is kept."""
-    label = plan.form.label
-    if label not in ("int8", "int4") or not settings.packed_folder:
+    label, is_blocks = plan.form.label, plan.form.kind == "blocks"
+    is_kept = is_blocks or label in ("int8", "int4")
+    if not is_kept or not settings.packed_folder:
         return Shelf(None, "")
     stamp = packed.stamp(
         Path(spec.folder), linear.layout(), repr(plan.linear), repr(plan.head)
     )
-    name = f"{quote(spec.model, safe='')}.{label}.safetensors"
-    return Shelf(Path(settings.packed_folder) / name, stamp)
+    keeps_dense = plan.linear is not None and plan.linear.keep_dense
+    sole = ".sole" * (is_blocks and not keeps_dense)  # serves other numerics
+    name = f"{quote(spec.model, safe='')}.{label}{sole}.safetensors"
+    path = Path(settings.packed_folder) / name
+    return Shelf(path, stamp, is_whole=not is_blocks, trusted=known.packed)
 
 
 def _dtype(told: str, config: Any) -> torch.dtype:

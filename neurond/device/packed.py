@@ -4,10 +4,13 @@ Device process. One safetensors file per model and quantisation:
 
     header: __metadata__ {stamp, sum.<tensor>…} │ <layer>/<part of its state> …
 
+A shelf that isn't whole leaves out the dense weights, which the checkpoint has as well.
+
 The stamp says what the file was made from and for: our format, the processor's packed
 layout (torch's version is in it), the plan, and the checkpoint's files with their sizes
 and times. A file with another stamp, or a tensor whose checksum (blake2b) is wrong, is
-not used: the load goes on from the checkpoint and writes the file anew.
+not used: the load goes on from the checkpoint and writes the file anew. Sums that were
+right in an earlier life of the device are not computed again for the same file.
 
 Invariants: a file appears whole or not at all (written beside, synced, renamed); a full
 disk costs the cache, never the load.
@@ -20,6 +23,7 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Listing
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,11 +52,22 @@ State = dict[str, torch.Tensor]
 class Shelf:
     """One model's file. Without a path nothing is kept.
 
-    `notes` are lines for the journal.
+    `notes` are lines for the journal. `identity` names a file that gave everything, or
+    was written; `trusted` is that of an earlier load.
     """
 
-    def __init__(self, path: Path | None, stamp: str) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        stamp: str,
+        *,
+        is_whole: bool = True,
+        trusted: Listing[int] = (),
+    ) -> None:
         self.notes: list[str] = []
+        self.is_whole = is_whole
+        self.identity: list[int] = []
+        self._trusted = list(trusted)
         self._path = path
         self._stamp = stamp
         self._entries: dict[str, list[Entry]] = {}
@@ -68,7 +83,7 @@ class Shelf:
         if entries is None:
             return None
         state = {entry.name: weights.fetch(entry) for entry in entries}
-        if any(_sum(tensor) != self._sums[name] for name, tensor in state.items()):
+        if self.identity != self._trusted and not self._is_right(state):
             self._forget("is damaged")
             return None
         cut = len(layer) + len(_SEPARATOR)
@@ -93,6 +108,7 @@ class Shelf:
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(self._path)
+            self.identity = _identity(self._path)
         except OSError as error:
             self.notes.append(f"packed weights are not kept: {error.strerror}")
         finally:
@@ -113,12 +129,17 @@ class Shelf:
             self._forget("was made for something else")
             return
         self._sums = sums
+        self.identity = _identity(path)
         for entry in entries:
             layer = entry.name.rpartition(_SEPARATOR)[0]
             self._entries.setdefault(layer, []).append(entry)
 
+    def _is_right(self, state: State) -> bool:
+        return all(_sum(tensor) == self._sums[name] for name, tensor in state.items())
+
     def _forget(self, why: str) -> None:
         self._entries.clear()
+        self.identity = []
         name = self._path.name if self._path else ""
         self.notes.append(f"the cache of packed weights {name} {why}; it is made anew")
 
@@ -154,6 +175,11 @@ def stamp(folder: Path, *what: str) -> str:
         for path in sorted(folder.glob("*.safetensors"))
     ]
     return hashlib.blake2b(repr((_FORMAT, what, files)).encode()).hexdigest()[:32]
+
+
+def _identity(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_ino, found.st_size, found.st_mtime_ns]
 
 
 def _sum(tensor: torch.Tensor) -> str:

@@ -22,6 +22,7 @@ from neurond.device import blocks, linear, weights
 from neurond.device.blocks import Blocks
 from neurond.device.linear import LinearPlan, PackedLinear
 from neurond.device.packed import Shelf
+from neurond.device.processor import this_processor
 from neurond.device.quant import Quant
 from neurond.device.turns import in_turns
 from neurond.device.weights import Entry
@@ -45,10 +46,12 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A weight that isn't in memory yet. `read` blocks."""
+    """A weight that isn't in memory yet. `read` blocks; `dense`: so does that, and
+    gives the same weight as the checkpoint has it."""
 
     size_bytes: int
     read: Callable[[], torch.Tensor | Blocks]
+    dense: Callable[[], torch.Tensor]
 
 
 def sites(module: Any, quant: Quant) -> list[Site]:
@@ -67,11 +70,13 @@ def sites(module: Any, quant: Quant) -> list[Site]:
 
 
 def from_entry(entry: Entry) -> Source:
-    return Source(entry.size_bytes, lambda: weights.fetch(entry))
+    read = partial(weights.fetch, entry)
+    return Source(entry.size_bytes, read, read)
 
 
-def from_blocks(name: str, entries: Mapping[str, Entry]) -> Source | None:
-    """Blocks that a conversion has kept, if it did for this layer."""
+def from_blocks(name: str, entries: Mapping[str, Entry], own: Entry) -> Source | None:
+    """Blocks that a conversion has kept, if it did for this layer. `own`: its weight's
+    in the checkpoint."""
     parts = [entries.get(f"{name}.{part}") for part in blocks.PARTS]
     whole = [part for part in parts if part is not None]
     if len(whole) < len(parts):
@@ -81,7 +86,8 @@ def from_blocks(name: str, entries: Mapping[str, Entry]) -> Source | None:
         stored = {entry.name: weights.fetch(entry) for entry in whole}
         return blocks.from_stored(name, stored)
 
-    return Source(sum(entry.size_bytes for entry in whole), read)
+    size_bytes = sum(entry.size_bytes for entry in whole)
+    return Source(size_bytes, read, partial(weights.fetch, own))
 
 
 def pack(
@@ -114,15 +120,33 @@ def _telling(
 
 def _packed(site: Site, source: Source | None, shelf: Shelf) -> PackedLinear:
     state = shelf.take(site.name)
+    bias = None if site.layer.bias is None else site.layer.bias.detach()
     with torch.no_grad():
-        if state is not None:
+        if state is None:
+            weight = site.layer.weight.detach() if source is None else source.read()
+            made = linear.pack(weight, bias, site.plan)
+        elif shelf.is_whole:
             made = linear.from_state(state, site.plan.device)
-            shelf.put(site.name, made.state, fresh=False)
-            return made
-        weight = site.layer.weight.detach() if source is None else source.read()
-        bias = None if site.layer.bias is None else site.layer.bias.detach()
-        made = linear.pack(weight, bias, site.plan)
-    shelf.put(site.name, made.state, fresh=True)
+        else:
+            held = site.layer.weight.detach
+            dense = held if source is None else source.dense
+            made = _completed(state, dense, bias, site.plan)
+    told = partial(made.state, whole=shelf.is_whole)
+    shelf.put(site.name, told, fresh=state is None)
+    return made
+
+
+def _completed(
+    state: Mapping[str, torch.Tensor],
+    weight: Callable[[], torch.Tensor],
+    bias: torch.Tensor | None,
+    plan: LinearPlan,
+) -> PackedLinear:
+    """Of a state that isn't whole; `weight` is the dense one [N, K]."""
+    made = linear.from_state(dict(state), plan.device)
+    if made.few_rows < linear.ALL_ROWS:
+        processor = this_processor()
+        made.many = linear.dense_kernel(weight(), bias, plan, processor)
     return made
 
 

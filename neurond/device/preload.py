@@ -1,8 +1,9 @@
-"""What the zygote imports before it forks: torch, transformers, no model classes.
+"""What the zygote imports before it forks: torch, transformers, common model classes.
 
 Zygote process. Importing is all the time that a device needs to start, so it is done
 once; but whatever is imported here is shared by every device for ever. So: a fixed
-list, one thread, no CUDA context, no model class (each loads its own kernels).
+list, one thread, no CUDA context, no model class (each loads its own kernels) but the
+plain ones that `fused` knows.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ MODULES = (
     "transformers.models.auto.modeling_auto",
     "neurond.device.convert",
     "neurond.device.fake",
+    "neurond.device.fused",
     "neurond.device.runner",
     "neurond.device.worker",
 )
@@ -56,5 +58,6 @@ def preload() -> None:
     os.environ.update(ENVIRONMENT)
     for name in MODULES:
         importlib.import_module(name)
+    importlib.import_module("neurond.device.assembly").prepare()
     gc.collect()
     gc.freeze()

@@ -12,6 +12,7 @@ import gc
 import torch
 
 from ipc.errors import DeviceFault
+from neurond.device.backend import Memory
 
 _NUMBERS = 256
 _EXPECTED = _NUMBERS * (_NUMBERS - 1)
@@ -39,6 +40,13 @@ def give_back(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
+
+
+def cuda_memory(device: torch.device) -> Memory:
+    """What torch has reserved and doesn't use is free."""
+    free, total = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return Memory(total, free + unused)
 
 
 def _compare(result: int, expected: int) -> None:

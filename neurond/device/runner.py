@@ -36,15 +36,17 @@ from neurond.device.budget import kv_budget_bytes
 from neurond.device.computing import Computing
 from neurond.device.drawing import drawing, outcomes
 from neurond.device.invariant import make_invariant
+from neurond.device.known import Known
 from neurond.device.masks import Filling, Masks
 from neurond.device.numerics import is_invariant
 from neurond.device.pagedmodel import PagedModel
-from neurond.device.probe import give_back, probe
+from neurond.device.probe import cuda_memory, give_back, probe
 from neurond.device.sampler import Sampler
 from neurond.device.sequence import Sequence
 from neurond.device.settings import DeviceSettings
 from neurond.device.stopwatch import measure
 from neurond.device.trial import make_ready
+from neurond.device.turns import in_one_go
 
 Made = TypeVar("Made")
 
@@ -62,6 +64,7 @@ class TorchBackend:
         self._models: dict[str, Computing] = {}
         self._masks: dict[str, Masks] = {}
         self._sampler = Sampler(self._device)
+        self._serves_nobody = False
 
     def open(self) -> Memory:
         torch.set_num_threads(_num_threads(self._settings))
@@ -74,27 +77,40 @@ class TorchBackend:
 
     def memory(self) -> Memory:
         if self._device.type == "cuda":
-            return _cuda_memory(self._device)
+            return cuda_memory(self._device)
         host = psutil.virtual_memory()
         total = self._settings.memory_bytes or host.total // 2
         held = sum(self._resident_bytes.values())
         return Memory(total, max(0, min(total - held, host.available)))
 
     def load(self, spec: Load) -> LoadSteps:
+        self._serves_nobody = spec.alone
+        steps = self._load(spec)
+        return (yield from in_one_go(steps) if spec.alone else steps)
+
+    def golden(self, model: Resident) -> GoldenSteps:
+        steps = self._golden(model)
+        return (yield from in_one_go(steps) if self._serves_nobody else steps)
+
+    def _load(self, spec: Load) -> LoadSteps:
         invariant = is_invariant(spec.options, self._settings)
-        model = yield from loader.load(spec, self._device, self._settings)
+        known = loader.known_of(spec, self._device, self._settings)
+        model = yield from loader.load(spec, self._device, self._settings, known)
         model.info["numerics"] = "invariant" if invariant else "fast"
         if not isinstance(model.body, encoder.EncoderBody):
-            yield from self._make_ready(model)
-            folder = Path(spec.folder)
-            alone = not self._masks  # or others may be streaming
-            eos_ids = model.eos_ids
-            masks = Masks(folder, model.vocab_size, eos_ids, build_now=alone)
-            self._masks[model.name] = masks
+            yield from self._make_ready(model, known)
+            self._masks[model.name] = self._new_masks(model, spec)
+            model.info["known"] = known.told()
         self._resident_bytes[model.name] = model.resident_bytes
         return model
 
-    def golden(self, model: Resident) -> GoldenSteps:
+    def _new_masks(self, model: Resident, spec: Load) -> Masks:
+        """Their tokenizer at once, unless streams run already, or wait."""
+        now = not self._masks and not spec.alone
+        folder = Path(spec.folder)
+        return Masks(folder, model.vocab_size, model.eos_ids, build_now=now)
+
+    def _golden(self, model: Resident) -> GoldenSteps:
         self.probe(idle=True)
         computing = self._models.get(model.name)
         if computing is None:
@@ -196,20 +212,24 @@ class TorchBackend:
                 masks.accept(works[index].sequence, outcome.token)
         return found
 
-    def _make_ready(self, model: Resident) -> Generator[LoadProgress, None, None]:
+    def _make_ready(
+        self, model: Resident, known: Known
+    ) -> Generator[LoadProgress, None, None]:
         page_tokens = self._settings.page_tokens or _PAGE_TOKENS[self._device.type]
         invariant = model.info["numerics"] == "invariant"
         kernel = varlen.kernel_for(self._device, page_tokens, invariant=invariant)
-        steps = make_ready(model, page_tokens, self._kv_bytes(model), kernel)
+        steps = make_ready(model, page_tokens, self._kv_bytes(model), kernel, known)
         computing = yield from _warming(model, steps)
         if invariant:
             limit_s = self._settings.load_deadline_s * _SELF_TEST_SHARE
-            proof = make_invariant(model, computing, limit_s)
+            proof = make_invariant(model, computing, limit_s, known)
             computing = yield from _warming(model, proof)
         if isinstance(computing, PagedModel) and self._device.type == "cuda":
             yield from self._capture(model, computing)
-        runs = measure(model, computing, self._settings.first_token_target_s)
-        model.prefill_tokens_s = yield from _warming(model, runs)
+        if not known.prefill_tokens_s:
+            runs = measure(model, computing, self._settings.first_token_target_s)
+            known.prefill_tokens_s = yield from _warming(model, runs)
+        model.prefill_tokens_s = known.prefill_tokens_s
         self._models[model.name] = computing
         model.cache = computing.spec
         on_cpu = self._device.type == "cpu"
@@ -264,12 +284,6 @@ def _warming(
             made: Made = done.value
             return made
         yield LoadProgress(model.name, "warmup", 0, 1)
-
-
-def _cuda_memory(device: torch.device) -> Memory:
-    free, total = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return Memory(total, free + unused)
 
 
 def _num_threads(settings: DeviceSettings) -> int:

@@ -20,6 +20,7 @@ from ipc.messages import Sampling, Submit
 from neurond.device import rope
 from neurond.device.backend import CacheSpec, Resident, Work
 from neurond.device.computing import Computing
+from neurond.device.known import Known
 from neurond.device.layout import TRIAL_IDS, Layout, Trial, layout_of, try_out
 from neurond.device.loader import Body
 from neurond.device.paged import NAME
@@ -47,26 +48,39 @@ _MISFITS = (
 _TOLERANCE = {torch.float32: 1e-2}
 _HALF_TOLERANCE = 0.1
 _HALF = len(TRIAL_IDS) // 2
+_FEW = 2
 _IDS = (*TRIAL_IDS, TRIAL_IDS[0])
 
 
 def make_ready(
-    model: Resident, page_tokens: int, kv_bytes: int, kernel: Kernel | None
+    model: Resident,
+    page_tokens: int,
+    kv_bytes: int,
+    kernel: Kernel | None,
+    known: Known | None = None,
 ) -> Generator[None, None, Computing]:
-    """Yields between slices. Raises load_failed."""
+    """Yields between slices. Raises load_failed.
+
+    What is `known` is not tried out; it is told there what was found.
+    """
+    known = known or Known()
     body: Body = model.body
     if getattr(body.module.config, "is_encoder_decoder", False):
         raise refuse("models with an encoder and a decoder are not supported")
     rope.settle(body.module, model.context)
-    native = yield from _try_out(body, TRIAL_IDS)
+    few = TRIAL_IDS[:_FEW] if known.is_paged else TRIAL_IDS
+    native = yield from _try_out(body, few)
     if not torch.isfinite(native.logits).all():
         raise refuse("the model computes NaN: its weights are damaged")
     yield
     layout = layout_of(body.module, native.cache)
     if layout is not None:
-        paged = yield from _paged(model, layout, page_tokens, kv_bytes, kernel, native)
-        if paged is not None:
+        before = _use_attention(body.module, NAME)
+        paged = _paged(body, layout, page_tokens, kv_bytes, kernel)
+        if known.is_paged or (yield from _fits(model, paged, native.logits)):
+            known.is_paged = True
             return paged
+        _use_attention(body.module, before)
     private = yield from _private(body, native, page_tokens, kv_bytes)
     if not (yield from _fits(model, private, native.logits)):
         kind = type(body.module).__name__
@@ -89,22 +103,15 @@ def _private(
 
 
 def _paged(
-    model: Resident,
+    body: Body,
     layout: Layout,
     page_tokens: int,
     kv_bytes: int,
     kernel: Kernel | None,
-    native: Trial,
-) -> Generator[None, None, PagedModel | None]:
-    body: Body = model.body
+) -> PagedModel:
     bytes_per_page = page_bytes(layout.shapes, page_tokens, layout.dtype)
     spec = _spec(page_tokens, bytes_per_page, kv_bytes, layout.state_bytes, shares=True)
-    before = _use_attention(body.module, NAME)
-    paged = PagedModel(body, layout, spec, kernel)
-    if (yield from _fits(model, paged, native.logits)):
-        return paged
-    _use_attention(body.module, before)
-    return None
+    return PagedModel(body, layout, spec, kernel)
 
 
 def _fits(

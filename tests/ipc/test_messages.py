@@ -138,7 +138,7 @@ PROTOCOL = """
 23 Vector id values
 32 Attach worker generation sealed
 33 Detach worker
-34 Load model folder dtype quant context options
+34 Load model folder dtype quant context options known alone
 35 Unload model
 36 Stop
 37 Convert source target may_dequantise

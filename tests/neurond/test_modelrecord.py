@@ -129,3 +129,31 @@ def test_causes_that_were_told_are_kept_as_they_are() -> None:
     wire = record.error_wire()
     assert wire is not None
     assert wire[5] == ["KeyError: 'x'"]
+
+
+def test_a_devices_next_life_is_told_what_a_load_found_out() -> None:
+    record = loaded_record()
+    record.succeed(told := loaded_message(known={"stamp": "s"}))
+    assert "known" not in told.info  # it is no fact for others
+    record.lost()
+    again = record.load_on(2, again=True)
+    assert (again.known, again.alone) == ({"stamp": "s"}, True)
+    first = record.load_on(2)
+    assert (first.known, first.alone) == ({}, False)
+
+
+def test_a_model_that_does_not_come_back_takes_nothing_for_granted() -> None:
+    record = loaded_record()
+    record.succeed(loaded_message(known={"stamp": "s"}))
+    record.lost()
+    record.lost()
+    assert record.known == {"stamp": "s"}  # whoever kills it, kills it again
+    record.lost()
+    assert record.known == {}
+
+
+async def test_a_new_order_forgets_what_was_known() -> None:
+    record = loaded_record()
+    record.succeed(loaded_message(known={"stamp": "s"}))
+    record.begin(new_progress())
+    assert record.known == {}

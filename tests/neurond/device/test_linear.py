@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from neurond.device import kernels, linear
+from neurond.device import linear
 from neurond.device.blocks import Blocks
-from neurond.device.kernels import Processor, Split
+from neurond.device.kernels import Split
 from neurond.device.linear import LinearPlan, PackedLinear, join, pack
+from neurond.device.processor import Processor, this_processor
 from neurond.device.quantise import PIECE_WEIGHTS, quantise_int8
 
 BF16 = torch.bfloat16
@@ -254,13 +255,13 @@ def test_an_unknown_kind_is_refused() -> None:
 
 
 def test_this_processor_names_its_layout() -> None:
-    assert linear.layout() == kernels.this_processor().layout
+    assert linear.layout() == this_processor().layout
     assert torch.__version__ in linear.layout()
 
 
 def test_scores_are_as_fine_as_float32_where_bfloat16_has_steps() -> None:
     """Two tokens of nearly the same logit must not come out equal."""
-    if not kernels.this_processor().bfloat16:
+    if not this_processor().bfloat16:
         pytest.skip("this processor has no 8-bit product of two bytes a number")
     weight, bias = torch.ones(2, K), torch.tensor([0.0, 0.05])
     plan = LinearPlan("int8", dtype=BF16, scores=True)

@@ -109,3 +109,29 @@ def test_without_a_path_nothing_is_kept() -> None:
     shelf.put(LAYERS[0], lambda: STATE, fresh=True)
     shelf.write()
     assert shelf.take(LAYERS[0]) is None
+
+
+def test_sums_that_were_right_are_not_computed_again_for_the_same_file(
+    path: Path,
+) -> None:
+    identity = fill(path).identity
+    before = path.stat()
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    with path.open("r+b") as file:
+        file.write(raw)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for layer in LAYERS:  # only who computes the sums can see what was done
+        assert Shelf(path, "s", trusted=identity).take(layer) is not None
+    found = [Shelf(path, "s").take(layer) for layer in LAYERS]
+    assert None in found
+
+
+def test_a_file_that_is_another_one_now_is_not_trusted(path: Path) -> None:
+    identity = fill(path).identity
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    shelf = Shelf(path, "s", trusted=identity)
+    assert None in [shelf.take(layer) for layer in LAYERS]
+    assert shelf.identity == []

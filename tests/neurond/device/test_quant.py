@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from ipc.messages import Load
 from neurond import converted, needs
 from neurond.config import Model
-from neurond.device import convert, loader
+from neurond.device import convert, loader, weights
 from neurond.device.backend import Resident
 from neurond.device.linear import PackedLinear
 from neurond.device.settings import DeviceSettings
@@ -270,8 +270,31 @@ def test_packed_weights_are_kept_and_taken_and_checked(
 
 
 def test_what_has_no_quantisation_of_ours_is_not_kept(
-    llama: Path, gguf: Path, tmp_path: Path
+    llama: Path, tmp_path: Path
 ) -> None:
     load(llama, "none", cache=tmp_path)
-    load(gguf, "auto", cache=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("numerics", ["fast", "invariant"])
+def test_blocks_of_a_file_are_kept_packed_without_their_dense_form(
+    gguf: Path, tmp_path: Path, numerics: str
+) -> None:
+    first = load(gguf, cache=tmp_path, numerics=numerics)
+    (file,) = tmp_path.iterdir()
+    stamp = file.stat().st_mtime_ns
+    assert not any(".many." in entry.name for entry in weights.read_header(file))
+    again = load(gguf, cache=tmp_path, numerics=numerics)
+    assert file.stat().st_mtime_ns == stamp
+    assert torch.equal(logits(again), logits(first))
+    assert again.resident_bytes == first.resident_bytes
+    assert torch.equal(logits(again), logits(load(gguf, numerics=numerics)))
+
+
+def test_numerics_do_not_take_each_others_packed_blocks(
+    gguf: Path, tmp_path: Path
+) -> None:
+    for numerics in ("fast", "invariant", "fast"):
+        model = load(gguf, cache=tmp_path, numerics=numerics)
+        assert "notes" not in model.info
+    assert len(list(tmp_path.iterdir())) == 2

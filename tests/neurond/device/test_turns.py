@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from typing import cast
 
 import pytest
 import torch
 
-from neurond.device.turns import clock, in_background, in_turns
+from neurond.device.turns import clock, in_background, in_one_go, in_turns
 
 
 def finish(steps: object) -> object:
@@ -164,3 +165,22 @@ def test_its_clock_leaves_out_what_the_loop_does_between_turns() -> None:
         between_s += clock() - left_s
     assert between_s >= 0.08
     assert 0.06 <= seconds <= clock() - begun_s - between_s
+
+
+def test_in_one_go_calls_run_whole_where_the_loop_does() -> None:
+    def both() -> Generator[None, None, list[int]]:
+        first = yield from in_turns(threading.get_ident)
+        second = yield from in_turns(threading.get_ident)
+        return [first, second]
+
+    here = threading.get_ident()
+    assert finish(in_one_go(both())) == [here, here]
+    assert here not in cast(list[int], finish(both()))
+
+
+def test_what_begins_outside_of_it_runs_in_turns() -> None:
+    """Of two loads only one is alone."""
+    alone = in_one_go(in_turns(threading.get_ident))
+    next(alone)
+    assert finish(in_turns(threading.get_ident)) != threading.get_ident()
+    assert finish(alone) == threading.get_ident()
