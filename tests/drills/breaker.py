@@ -7,6 +7,7 @@ said something, so that no life is without a token unless that is the blow's pur
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -14,6 +15,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import psutil
 
 from neurond.device.injection import KINDS
 from tests.drills.ledger import Ledger
@@ -81,10 +84,20 @@ class Breaker:
     def kill_worker(self) -> None:
         """A front-end worker: its clients lose their streams, nobody else's."""
         self._await_moment()
-        workers = [p for p in self._node.processes() if "worker" in title_of(p)]
-        self._ledger.workers_died_s.append(time.monotonic() + 1.0)
+        workers = self._workers()
+        died_s = self._ledger.workers_died_s
+        died_s.append(math.inf)  # a stream may end before we know the time
         self._rng.choice(workers).kill()
+        died_s[-1] = time.monotonic()
         self._note("worker")
+        old = {process.pid for process in workers}
+        many = len(workers)  # with none alive nobody could answer
+        self._wait(lambda: len(self._workers()) == many, "no new worker")
+        self._wait(lambda: {p.pid for p in self._workers()} != old, "it lives on")
+
+    def _workers(self) -> list[psutil.Process]:
+        mine = self._node.processes()
+        return [p for p in mine if title_of(p).startswith("neurond: worker")]
 
     def kill_zygote(self) -> None:
         """Devices live on; the next one is forked from another."""
