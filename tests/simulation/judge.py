@@ -99,6 +99,8 @@ class Judge:
     def charged(self, device: str, charged: tuple[object, ...]) -> None:
         """A life ended, and these pay for it."""
         child = self._last.get(device)
+        if child is not None and child.is_alive:  # written off
+            self.died(child, Exit(None, None))
         if charged and child is not None and child.cause in ("outside", "sigkill"):
             self.violate(f"{charged} pay for a kill of {device} from outside")
 

@@ -74,7 +74,8 @@ class Mishaps:
 
     def _strike(self, child: Child, kind: str) -> None:
         if kind == "kill":
-            child.cause = child.cause or "outside"
+            if not child.is_still:  # else it had ended before
+                child.cause = child.cause or "outside"
             child.kill()
         elif kind in ("stop", "immortal"):
             child.is_immortal = kind == "immortal"
