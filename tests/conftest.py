@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 SESSION = os.environ.setdefault("CORTEX_TEST_SESSION", secrets.token_hex(8))
@@ -21,6 +22,13 @@ SESSION = os.environ.setdefault("CORTEX_TEST_SESSION", secrets.token_hex(8))
 os.environ["SPT_NOENV"] = "1"
 _SHM_BEFORE = set(os.listdir("/dev/shm"))
 _GRACE_S = 5.0
+# A host that is busy is no finding; the timeout of a test bounds its examples too.
+_PATIENT = {
+    "deadline": None,
+    "suppress_health_check": [hypothesis.HealthCheck.too_slow],
+}
+hypothesis.settings.register_profile("patient", **_PATIENT)
+hypothesis.settings.load_profile("patient")
 
 
 def _session_processes() -> list[str]:

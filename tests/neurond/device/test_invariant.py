@@ -181,7 +181,7 @@ def test_another_process_computes_the_same_bits(
     command = [sys.executable, "-m", "tests.neurond.device.bits", folder]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         wanted = alone(hosts("llama", "bfloat16"), "llama")
-        written, _ = process.communicate(timeout=60)
+        written, _ = process.communicate(timeout=100)
     assert process.returncode == 0
     found = {tuple(key): bits for key, bits in json.loads(written)}
     assert found.keys() == wanted.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -50,8 +51,9 @@ def test_the_call_stops_at_torch_calls_and_runs_only_in_its_turn() -> None:
     steps = in_turns(lambda: work(5, log))
     for _ in steps:
         log.append("loop")
-    # a slice is shorter than one round of the work, so the two alternate
-    assert log == ["thread", "loop"] * 5
+    assert log.count("thread") == 5
+    # a slice is shorter than one round of the work; on a busy host also than none
+    assert ("thread", "thread") not in itertools.pairwise(log)
 
 
 def test_a_default_dtype_of_the_call_is_never_seen_by_the_loop() -> None:
