@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from typing import Any
 Facts = dict[str, Any]
 _PATH = "/v1/chat/completions"
 _SILENCE_S = 120.0
+_REFUSED = "HTTP 503"
+_MOST_REFUSALS = 40
+_PAUSE_S = 0.25
 _EVERYWHERE = ("0.0.0.0", "[::]", "")
 _TOPICS = ("the sea", "a bridge", "winter", "a clock", "bread", "two towns")
 _DRAWN: tuple[Facts, ...] = ({"temperature": 0}, {"temperature": 0.8})
@@ -39,7 +43,17 @@ class Caller:
         self._token = token
 
     def ask(self, body: Facts) -> Told:
-        """Never raises for what a node or a network does."""
+        """Never raises for what a node or a network does. Who is refused, as workers
+        hear a moment later that a device is back, asks again."""
+        told = self._ask(body)
+        for _ in range(_MOST_REFUSALS):
+            if not told.trouble.startswith(_REFUSED):
+                break
+            time.sleep(_PAUSE_S)
+            told = self._ask(body)
+        return told
+
+    def _ask(self, body: Facts) -> Told:
         connection = http.client.HTTPConnection(
             self._host, self._port, timeout=_SILENCE_S
         )
