@@ -124,4 +124,4 @@ def test_chat_says_why_it_got_no_answer(pair: Pair) -> None:
     assert "404" in unknown.stderr
     assert broken.returncode == 1
     assert broken.stdout.startswith("w0 w1")
-    assert "died" in broken.stderr
+    assert "killed a device" in broken.stderr
