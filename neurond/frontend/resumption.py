@@ -4,7 +4,11 @@ Front-end worker. The table gives a device's next life what waits for it; here i
 decided from the node's facts whether there will be one. `fate` is pure.
 
     home comes back       wait       model loaded elsewhere     move there
-    model being moved     wait       model gone or failed       end, with the reason
+    model being moved     wait       home is back with it       go on there
+                                     model gone or failed       end, with the reason
+
+A device that was taken out and reset comes back before its models do: what was given to
+it then is refused and waits on.
 
 Invariant: nothing waits beyond the resume deadline.
 """
@@ -34,9 +38,10 @@ def fate(
     if fact is None or fact["status"] in _GONE:
         return _lost(fact)
     alive = [name for name in fact["devices"] if devices.get(name) != "failed"]
-    if home in alive or fact["status"] != "loaded":
+    if fact["status"] != "loaded":
         return None
-    return next((name for name in alive if devices.get(name) == "ready"), None)
+    able = [home] if home in alive else alive
+    return next((name for name in able if devices.get(name) == "ready"), None)
 
 
 def _lost(fact: Fact | None) -> ServiceError:

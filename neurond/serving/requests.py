@@ -170,9 +170,10 @@ class RequestTable:
         self._resume(device)
 
     def move(self, entry: Entry, device: str) -> None:
-        """A parked one goes on at another device."""
+        """A parked one goes on at that device, its own or another."""
         if entry.state is State.PARKED:
-            self._register.move(entry, device)
+            if device != entry.device:
+                self._register.move(entry, device)
             self._resume(device)
 
     def give_up(self, entry: Entry, error: ServiceError) -> None:

@@ -280,7 +280,9 @@ LOADED = {"status": "loaded", "devices": ["a"]}
 @pytest.mark.parametrize(
     ("fact", "devices", "decided"),
     [
-        (LOADED, {"a": "ready"}, None),
+        (LOADED, {"a": "ready"}, "a"),
+        (LOADED | {"status": "recovering"}, {"a": "ready"}, None),
+        (LOADED, {"a": "starting"}, None),
         (LOADED, {"a": "backoff", "b": "ready"}, None),
         (LOADED | {"status": "recovering"}, {"a": "starting"}, None),
         (LOADED | {"devices": ["b"]}, {"a": "ready", "b": "ready"}, "b"),
