@@ -87,7 +87,7 @@ def from_blocks(name: str, entries: Mapping[str, Entry], own: Entry) -> Source |
         return blocks.from_stored(name, stored)
 
     size_bytes = sum(entry.size_bytes for entry in whole)
-    return Source(size_bytes, read, partial(weights.fetch, own))
+    return Source(size_bytes, read, partial(weights.view, own))
 
 
 def pack(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import struct
 from collections import deque
@@ -225,6 +226,22 @@ def fetch(entry: Entry) -> torch.Tensor:
     tensor = torch.empty(entry.shape, dtype=entry.dtype)
     _read_piece(entry.path, tensor.view(-1).view(torch.uint8), entry.offset)
     return tensor
+
+
+def view(entry: Entry) -> torch.Tensor:
+    """One tensor as it is stored, in the pages of its file: for a single reading, as
+    who cuts the file off ends the process that looks at it."""
+    skipped = entry.offset % mmap.ALLOCATIONGRANULARITY
+    with entry.path.open("rb") as file:
+        pages = mmap.mmap(
+            file.fileno(),
+            skipped + entry.size_bytes,
+            flags=mmap.MAP_PRIVATE,
+            offset=entry.offset - skipped,
+        )
+    count = math.prod(entry.shape)
+    flat = torch.frombuffer(pages, dtype=entry.dtype, count=count, offset=skipped)
+    return flat.view(entry.shape)
 
 
 @dataclass(frozen=True, slots=True)

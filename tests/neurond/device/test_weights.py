@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from ipc.errors import HostError
-from neurond.device.weights import Reader, find_entries
+from neurond.device.weights import Reader, fetch, find_entries, view
 
 CPU = torch.device("cpu")
 
@@ -180,3 +180,16 @@ def test_any_header_is_read_or_refused(tmp_path: Path, header: dict[str, Any]) -
         read(tmp_path)
     except HostError:
         pass  # refused, in our own words; anything else fails the test
+
+
+def test_a_tensor_in_the_pages_of_its_file_is_as_it_was_saved(tmp_path: Path) -> None:
+    """Wherever it begins: pages are mapped from their own beginning."""
+    saved = {f"t{n}": torch.randn(37, n + 1).bfloat16() for n in range(60)}
+    save_file(saved, tmp_path / "model.safetensors")
+    for entry in find_entries(tmp_path):
+        seen = view(entry)
+        assert torch.equal(seen, fetch(entry))
+        seen.zero_()  # its own copy of the page, never the file's
+    assert all(
+        torch.equal(value, saved[name]) for name, value in read(tmp_path).items()
+    )
