@@ -32,6 +32,7 @@ VICTIM = 4
 PROMPT = tuple(range(40, 90))
 NUM_TOKENS = 40
 _M_MMAP_THRESHOLD = -3
+_BLOCK_BYTES = 1 << 18
 _SETTINGS = {"devices": {"threads": 1}}
 
 
@@ -41,10 +42,19 @@ def start(link_fd: int, page_fd: int) -> Forked:
     pid = os.fork()
     if pid == 0:
         die_with_parent(parent)
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 16)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 16)
+        _fill_heap(libc)
         close_fds_except((link_fd, page_fd))
         worker.main("cpu-0", "cpu", 1, link_fd, page_fd, _SETTINGS)
     return Forked(pid)
+
+
+def _fill_heap(libc: ctypes.CDLL) -> None:
+    """Take what earlier tests freed: no limit keeps a large block from going there."""
+    libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+    while libc.malloc(_BLOCK_BYTES) < libc.sbrk(0):
+        pass
 
 
 @pytest.fixture(scope="module")
