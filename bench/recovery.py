@@ -41,9 +41,9 @@ from ipc.control import call
 RESULTS = Path(__file__).parent / "results" / "recovery.json"
 NUMERICS = ("fast", "invariant")
 PARTS = ("detect_s", "memory_s", "respawn_s", "load_s", "first_token_s")
-NUM_TOKENS = 160
+NUM_TOKENS = 112
 GOAL_S = 1.5
-_EARLIEST_S, _LATEST_S = 0.4, 1.6
+_EARLIEST_S, _LATEST_S = 0.4, 1.4
 _READY_S = 60.0
 _POLL_S = 0.05
 _CONTROL_S = 10.0
@@ -90,10 +90,12 @@ def main() -> int:
     samples: dict[str, list[Row]] = {name: [] for name in NUMERICS}
     with ExitStack() as running:
         stacks = _start(running, options.threads)
+        print("begin", flush=True)
         for number in range(options.rounds + 1):  # the first one warms up
             for name, stack in stacks.items():
                 row = asyncio.run(_round(stack, number, rng))
-                print(number, name, {part: round(s, 3) for part, s in row.items()})
+                told = {part: round(s, 3) for part, s in row.items()}
+                print(number, name, told, flush=True)
                 if number > 0:
                     samples[name].append(row)
     report = summarise(samples, options.threads)

@@ -126,6 +126,33 @@ def overhead(report: Any) -> Iterator[str]:
     )
 
 
+def recovery(report: Any) -> Iterator[str]:
+    yield from _table(
+        ("numerics", *_PARTS.values()),
+        (
+            (row["numerics"], *(f"{row[name] * 1e3:.0f} ms" for name in _PARTS))
+            for row in report["rows"]
+        ),
+    )
+    yield ""
+    yield (
+        f"Threads of a device: {report['threads']}. Median pause with `fast`, goal"
+        f" at most {report['goal_s']:g} s: {_verdict(report)}."
+    )
+
+
+_PARTS = {
+    "pause_s": "pause, median",
+    "least_s": "least",
+    "most_s": "most",
+    "detect_s": "detect",
+    "memory_s": "memory",
+    "respawn_s": "respawn",
+    "load_s": "load",
+    "first_token_s": "first token",
+}
+
+
 def linear(report: Any) -> Iterator[str]:
     cells = {
         (row["kind"], row["rows"]): f"{row['ms']:.1f} ms"
@@ -233,6 +260,9 @@ def _made(name: str, table: Callable[[Any], Iterator[str]]) -> Iterator[str]:
     yield from table(report)
 
 
-_TABLES = (ring, startup, serve, latency, overhead, linear, gpu_engine)
+_TABLES = (
+    *(ring, startup, recovery, serve),
+    *(latency, overhead, linear, gpu_engine),
+)
 MADE = [(table.__name__, partial(_made, table.__name__, table)) for table in _TABLES]
 """Parts by name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench import latency, overhead, serve
+from bench import latency, overhead, recovery, serve
 from tests import figures
 
 
@@ -38,6 +38,17 @@ def test_overhead_is_one_ratio() -> None:
     report = overhead.summarise(rows, info)
     assert report["met"]
     assert "Ratio 0.95 ×" in text(figures.overhead(report))
+
+
+def test_a_pause_is_told_with_its_parts() -> None:
+    row = {"pause_s": 0.9, **dict.fromkeys(recovery.PARTS, 0.1)}
+    slow = {**row, "pause_s": 1.7}
+    samples = {"fast": [row, row, slow], "invariant": [slow]}
+    made = text(figures.recovery(recovery.summarise(samples, threads=1)))
+    assert "| fast | 900 ms | 900 ms | 1700 ms | 100 ms |" in made
+    assert "goal at most 1.5 s: met" in made
+    late = recovery.summarise({"fast": [slow], "invariant": [row]}, threads=1)
+    assert "goal at most 1.5 s: missed" in text(figures.recovery(late))
 
 
 def test_what_was_never_measured_says_so() -> None:

@@ -152,7 +152,7 @@ def test_a_model_that_does_not_come_back_takes_nothing_for_granted() -> None:
     assert record.known == {}
 
 
-@pytest.mark.anyio
+@running
 async def test_a_new_order_forgets_what_was_known() -> None:
     record = loaded_record()
     record.succeed(loaded_message(known={"stamp": "s"}))

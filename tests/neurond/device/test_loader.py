@@ -58,6 +58,7 @@ def test_loaded_tells_what_is_resident(host: Host, llama: Path) -> None:
         "quant": "none",
         "num_parameters": loaded.info["num_parameters"],
         "golden": loaded.info["golden"],
+        "known": loaded.info["known"],
         "vocab_size": tiny.VOCAB_SIZE,
         "has_vision": False,
         "numerics": "fast",
