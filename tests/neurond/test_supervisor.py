@@ -107,12 +107,12 @@ def test_s12_a_device_that_stands_still_in_a_step_is_killed_by_its_deadline(
 ) -> None:
     since = last_event(node)
     before = node.device(device)["generation"]
-    with node.http.stream("[[fake tokens=200 step_ms=50]]") as stream:
+    with node.http.stream("[[fake tokens=60 step_ms=50]]") as stream:
         rest = until_some_text(stream)
         node.kill(f"device {device}", signal.SIGSTOP)
         stopped_s = time.monotonic()
         documents = list(rest)
-    assert len(text_of(documents)) == 200
+    assert len(text_of(documents)) == 60
     assert documents[-1] == "[DONE]"
     assert time.monotonic() - stopped_s >= DECODE_DEADLINE_S - 0.1
     wait_for_generation(node, device, before + 1)
