@@ -135,10 +135,7 @@ class DeviceEvents:
 
     def _agrees(self, device: DeviceSlot, told: Loaded) -> bool:
         record = self.lifecycle.records.get(told.model)
-        if record is None or self.golden.agrees(record, device.spec, told):
-            return True
-        record.known = {}  # the next life takes nothing for granted
-        return False
+        return record is None or self.golden.agrees(record, device.spec, told)
 
     # ---- memory that comes back late (S35)
 

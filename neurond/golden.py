@@ -23,7 +23,10 @@ class GoldenBook:
         self._digests: dict[_Key, str] = {}
 
     def agrees(self, record: ModelRecord, device: DeviceSpec, told: Loaded) -> bool:
-        """Keeps the first; without a digest there is nothing to disagree with."""
+        """Keeps the first; without a digest there is nothing to disagree with.
+
+        After another answer the next life takes nothing for known.
+        """
         digest = told.info.get("golden")
         if not digest:
             return True
@@ -31,6 +34,8 @@ class GoldenBook:
         known = self._digests.setdefault(key, str(digest))
         while len(self._digests) > _MOST:
             del self._digests[next(iter(self._digests))]
+        if known != str(digest):
+            record.known = {}
         return known == str(digest)
 
     def forget(self, model: str) -> None:

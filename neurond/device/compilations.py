@@ -99,10 +99,14 @@ class Compilations:
     def close(self) -> None:
         self._side.stop()
 
-    def start(self, text: str, emitted: list[int]) -> Compilation:
-        """Never blocks."""
+    def warm(self) -> None:
+        """Have the tokenizer built, once."""
         if self._tokenizer is None:
             self._tokenizer = self._side.submit(self._build)
+
+    def start(self, text: str, emitted: list[int]) -> Compilation:
+        """Never blocks."""
+        self.warm()
         compilation = Compilation(text, emitted, self._clock())
         self._submit(compilation)
         self._queue.append(compilation)

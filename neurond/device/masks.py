@@ -114,6 +114,10 @@ class Masks:
         self._side.stop()
         self._compilations.close()
 
+    def warm(self) -> None:
+        """Build the tokenizer, if it isn't yet: nobody streams now. Never blocks."""
+        self._compilations.warm()
+
     def prepare(self, sequence: Sequence) -> None:
         """Begin to compile its grammar and to follow what it has emitted (resume).
 

@@ -107,11 +107,10 @@ class TorchBackend:
     def _new_masks(self, model: Resident, spec: Load) -> Masks:
         """Their tokenizer at once, unless streams run already, or wait."""
         now = not self._masks and not spec.alone
-        folder = Path(spec.folder)
-        return Masks(folder, model.vocab_size, model.eos_ids, build_now=now)
+        return Masks(Path(spec.folder), model.vocab_size, model.eos_ids, build_now=now)
 
     def _golden(self, model: Resident) -> GoldenSteps:
-        self.probe(idle=True)
+        probe(self._device)
         computing = self._models.get(model.name)
         if computing is None:
             return (yield from _warming(model, golden.of_vector(model)))
@@ -171,6 +170,8 @@ class TorchBackend:
         if not idle:
             give_back(self._device)
         probe(self._device)
+        for masks in self._masks.values() if idle else ():
+            masks.warm()
 
     def forward(self, works: Listing[Work]) -> list[Outcome]:
         with torch.inference_mode():

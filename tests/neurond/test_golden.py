@@ -25,6 +25,15 @@ def test_s19_a_device_that_answers_otherwise_is_found_out() -> None:
     assert book.agrees(record(), CPU, loaded_message(golden="a"))
 
 
+def test_after_another_answer_the_next_life_tries_everything_out() -> None:
+    book, model = GoldenBook(), record()
+    model.known = {"stamp": "s"}
+    assert book.agrees(model, CPU, loaded_message(golden="a"))
+    assert model.load_on(2, again=True).known == {"stamp": "s"}
+    assert not book.agrees(model, CPU, loaded_message(golden="b"))
+    assert model.load_on(3, again=True).known == {}
+
+
 def test_without_a_golden_answer_there_is_nothing_to_compare() -> None:
     book = GoldenBook()
     assert book.agrees(record(), CPU, loaded_message())

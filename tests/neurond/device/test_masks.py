@@ -17,7 +17,7 @@ from ipc.errors import ServiceError
 from ipc.messages import Sampling
 from neurond import grammar
 from neurond.device.backend import Resident, Row
-from neurond.device.compilations import compiled
+from neurond.device.compilations import Compilations, compiled
 from neurond.device.masks import Masks
 from neurond.device.sampler import Sampler
 from neurond.device.sequence import Sequence
@@ -315,6 +315,23 @@ def test_the_tokenizer_can_wait_for_the_first_grammar(
     prepare(late, bound(""))
     assert len(allowed(late, prepared(late, NESTED))) == 1
     late.close()
+
+
+def test_an_idle_device_builds_the_tokenizer_before_a_grammar_does() -> None:
+    built = threading.Semaphore(0)
+
+    def build() -> LLTokenizer:
+        built.release()
+        raise OSError("no files")
+
+    late = Compilations(build, frozenset({tiny.EOS}), build_now=False)
+    assert not built.acquire(timeout=0)
+    late.warm()
+    assert built.acquire(timeout=10)
+    late.warm()
+    late.start(NESTED, [])
+    late.close()
+    assert not built.acquire(timeout=0)
 
 
 def test_a_model_without_a_tokenizer_has_no_structured_output(tmp_path: Path) -> None:
