@@ -17,6 +17,7 @@ import pytest
 
 from ipc.child import close_fds_except, die_with_parent
 from ipc.messages import Finished, Hello, Sampling, Stop
+from ipc.status import Phase
 from neurond.device import worker
 from tests.neurond.device import families
 from tests.neurond.device.rig import Forked, Rig, WorkerSide, error_code, wait_for
@@ -52,9 +53,9 @@ def start(link_fd: int, page_fd: int) -> Forked:
 
 def _fill_heap(libc: ctypes.CDLL) -> None:
     """Take what earlier tests freed: no limit keeps a large block from going there."""
-    libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
-    while libc.malloc(_BLOCK_BYTES) < libc.sbrk(0):
-        pass
+    before = data_bytes(os.getpid())
+    while data_bytes(os.getpid()) == before:
+        libc.malloc(_BLOCK_BYTES)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def data_bytes(pid: int) -> int:
 
 
 def ask(side: WorkerSide, request: int, ids: tuple[int, ...], **more: object) -> None:
-    side.ask(request, "", ids=ids, max_tokens=NUM_TOKENS, **more)
+    side.ask(request, "", ids=ids, **{"max_tokens": NUM_TOKENS, **more})
 
 
 def alone(side: WorkerSide) -> list[list[int]]:
@@ -100,11 +101,12 @@ def test_without_memory_only_who_asked_for_it_ends(
 ) -> None:
     side = device.attach(1)
     wanted = alone(side)
+    wait_for(lambda: device.page.read().phase is Phase.IDLE, "the last step's end")
     most_bytes = data_bytes(device.pid) + LEFT_BYTES
     for request, ids in OTHERS.items():
         ask(side, 10 + request, ids, cache_salt="again")
     if where == "decode":
-        ask(side, VICTIM, PROMPT, sampling=greed)
+        ask(side, VICTIM, PROMPT, sampling=greed, max_tokens=400)
         wait_for(lambda: side.ids(VICTIM), "its first token")
     _, hard = resource.prlimit(device.pid, resource.RLIMIT_DATA)
     resource.prlimit(device.pid, resource.RLIMIT_DATA, (most_bytes, hard))
