@@ -6,10 +6,10 @@ distribution each need more than what is left, and greedy rows don't.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pytest
 from ipc.child import close_fds_except, die_with_parent
 from ipc.messages import Finished, Hello, Sampling, Stop
 from ipc.status import Phase
-from neurond.device import worker
+from tests.harness import ROOT
 from tests.neurond.device import families
 from tests.neurond.device.rig import Forked, Rig, WorkerSide, error_code, wait_for
 
@@ -32,30 +32,30 @@ OTHERS = {1: (5, 6, 7) * 4, 2: (9,) * 11, 3: tuple(range(100, 130))}
 VICTIM = 4
 PROMPT = tuple(range(40, 90))
 NUM_TOKENS = 40
-_M_MMAP_THRESHOLD = -3
-_BLOCK_BYTES = 1 << 18
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
 _SETTINGS = {"devices": {"threads": 1}}
+_CODE = """
+from neurond.device import worker
+worker.main("cpu-0", "cpu", 1, {}, {}, {})
+"""
 
 
 def start(link_fd: int, page_fd: int) -> Forked:
-    """A device whose large blocks go back to the kernel as soon as they are free."""
+    """A device whose large blocks go back to the kernel as soon as they are free.
+
+    With a heap of its own: what earlier tests freed is in a fork's, under any limit.
+    """
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         die_with_parent(parent)
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 16)
-        _fill_heap(libc)
         close_fds_except((link_fd, page_fd))
-        worker.main("cpu-0", "cpu", 1, link_fd, page_fd, _SETTINGS)
+        for fd in (link_fd, page_fd):
+            os.set_inheritable(fd, True)
+        code = _CODE.format(link_fd, page_fd, _SETTINGS)
+        environ = {**os.environ, "PYTHONPATH": str(ROOT), **_MALLOC}
+        os.execve(sys.executable, [sys.executable, "-c", code], environ)
     return Forked(pid)
-
-
-def _fill_heap(libc: ctypes.CDLL) -> None:
-    """Take what earlier tests freed: no limit keeps a large block from going there."""
-    before = data_bytes(os.getpid())
-    while data_bytes(os.getpid()) == before:
-        libc.malloc(_BLOCK_BYTES)
 
 
 @pytest.fixture(scope="module")
