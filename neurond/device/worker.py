@@ -256,6 +256,7 @@ class Worker:
             else:
                 answer = self._engine.submit(worker, message)
                 self._deliver([(worker, answer)] if answer else [])
+        self._mailboxes.flush()  # now: the first step of one may be the last of all
 
     def _deliver(self, messages: list[Addressed]) -> None:
         for worker, message in messages:

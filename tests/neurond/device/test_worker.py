@@ -95,6 +95,17 @@ def test_one_step_is_one_record_for_all_rows_of_a_worker(
     }
 
 
+def test_who_takes_a_request_says_so_before_its_first_step(
+    rig: Rig, tmp_path: Path
+) -> None:
+    """Else what its first step kills was never taken, isn't tried alone, and comes
+    again (S16)."""
+    side = rig.ready(tmp_path / "fake")
+    side.ask(1, "[[fake tokens=4 fault=sigkill at=0]]")
+    rig.wait_exit()
+    assert side.poll() == [Accepted(1, 0, 0)]
+
+
 def test_max_tokens_ends_with_length(rig: Rig, tmp_path: Path) -> None:
     side = rig.ready(tmp_path / "fake")
     side.ask(1, "hello", max_tokens=4)
