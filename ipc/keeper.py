@@ -73,6 +73,11 @@ class Keeper:
         self.state = "stopping"
         self._child.kill(sig)
 
+    def replace(self) -> None:
+        """SIGKILL to one that answers nothing; another follows as after any death."""
+        if self._child is not None:
+            self._child.kill(signal.SIGKILL)
+
     def _spawn(self) -> None:
         self._timer = None
         self._born_s = asyncio.get_running_loop().time()

@@ -4,7 +4,8 @@ Supervisor. Owns the zygote: starts it, asks it, starts another when it dies. A 
 that finds itself unfit to fork is not asked again: exec takes over, slower and always
 possible.
 
-Invariant: every order is answered, by a pid or by a reason, within its deadline.
+Invariant: every order is answered, by a pid or by a reason, within its deadline; a
+zygote that doesn't answer is replaced.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from ipc.packet import PacketClosed, PacketTruncated, receive_packet, send_packe
 
 Order = tuple[str, str, dict[str, Any]]
 """kind ("device" or "convert"), name, settings."""
+
+_FORK_S = 10.0
+"""For an answer of a zygote that has answered before: its imports are done."""
 
 
 class ForkFailed(Exception):
@@ -51,6 +55,7 @@ class Forker:
         self._on_died = on_died
         self._sock: socket.socket | None = None
         self._waiting: deque[asyncio.Future[int]] = deque()
+        self._has_forked = False
         self._keeper = Keeper("zygote", self._launch, reaper, self._ended)
 
     @property
@@ -74,10 +79,13 @@ class Forker:
             return self._exec(order, fds)
         answer: asyncio.Future[int] = self._loop.create_future()
         self._ask(order, fds, answer)
+        patience_s = min(timeout_s, _FORK_S) if self._has_forked else timeout_s
         try:
-            pid = await asyncio.wait_for(answer, timeout_s)
+            pid = await asyncio.wait_for(answer, patience_s)
             return adopt(order[1], pid)
         except TimeoutError as error:
+            self._keeper.replace()
+            self._drop_socket()  # until there is another, exec takes over
             raise ForkFailed("the zygote gave no answer in time") from error
         except ProcessLookupError as error:
             raise ForkFailed("it died at once") from error
@@ -125,6 +133,7 @@ class Forker:
             theirs.close()
         ours.setblocking(False)
         self._sock = ours
+        self._has_forked = False
         self._loop.add_reader(ours, self._read)
         return child
 
@@ -145,7 +154,9 @@ class Forker:
             self._keeper.stop()
             if not waiting.done():
                 waiting.set_exception(ForkFailed(str(content)))
-        elif not waiting.done():
+            return
+        self._has_forked = True
+        if not waiting.done():
             waiting.set_result(content)
 
     def _ended(self, _keeper: Keeper, end: Exit | OSError) -> None:

@@ -66,6 +66,18 @@ def test_a_child_that_dies_is_replaced() -> None:
     nursed("exec sleep 60", work)
 
 
+def test_a_child_that_answers_nothing_is_replaced() -> None:
+    async def work(nursery: Nursery) -> None:
+        nursery.keeper.replace()  # none is there: nothing happens
+        nursery.keeper.start()
+        first = nursery.keeper.pid
+        nursery.keeper.replace()
+        await nursery.until(lambda: nursery.keeper.pid not in (None, first))
+        assert nursery.ends == ["killed by SIGKILL"]
+
+    nursed(STUBBORN, work)
+
+
 def test_a_child_that_dies_young_again_and_again_is_given_pauses() -> None:
     async def work(nursery: Nursery) -> None:
         loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ import socket
 
 import pytest
 
-from ipc.child import Child, Reaper
+from ipc.child import Child, Reaper, spawn
 from ipc.journal import Journal
 from ipc.packet import MAX_FDS, receive_packet
 from neurond.forker import Forker, ForkFailed, Order
@@ -77,6 +77,27 @@ async def test_a_zygote_that_closes_its_line_ends_every_order() -> None:
     for task in tasks:
         with pytest.raises(ForkFailed):
             await task
+
+
+class Sleeper(Zygote):
+    def _launch(self) -> Child:
+        return spawn("zygote", ["/bin/sleep", "60"])
+
+
+@running
+async def test_a_zygote_that_answers_nothing_is_replaced_and_not_asked_again() -> None:
+    zygote = Sleeper()
+    zygote.start()
+    first = zygote.pid
+    other = await zygote.asked()
+    with pytest.raises(ForkFailed, match="no answer in time"):
+        await zygote.fork(("device", "fake-1", {}), (), 0.05)
+    with pytest.raises(ForkFailed):
+        await other
+    assert zygote._sock is None
+    await until(lambda: zygote.pid not in (None, first))
+    await zygote.stop()
+    zygote.line.close()
 
 
 @running
