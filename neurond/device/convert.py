@@ -4,7 +4,8 @@ A process of its own, forked like a device; it answers on its link and ends.
 transformers reads the blocks (public interface only) and writes bf16 safetensors,
 tokenizer and template; 4-bit blocks are kept beside them, for kernels that compute from
 blocks. The folder appears under its name whole or not at all: it is built beside it as
-`<target>.tmp` and renamed.
+`<target>.tmp` and renamed. Jobs that share a cache, of one node or of several, take
+turns: each may need a good part of the host's memory.
 
 Progress is in bytes of the source, by the time each part takes: the tokenizer and the
 header are a long list of strings, slow to parse, and say nothing meanwhile.
@@ -12,6 +13,7 @@ header are a long list of strings, slow to parse, and say nothing meanwhile.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import shutil
@@ -88,16 +90,35 @@ def convert(
     """Raises ServiceError or whatever transformers thinks of the file."""
     if not source.is_file():
         raise error_for("load_failed", "the GGUF file does not exist")
+    before = converted.read(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _turn_in(target.parent):
+        if converted.read(target) == before:  # else another job made it meanwhile
+            _replace(source, target, tell, may_dequantise=may_dequantise)
+    tell(1.0)
+
+
+@contextmanager
+def _turn_in(folder: Path) -> Iterator[None]:
+    """Nobody else converts into it. A job that is killed leaves no lock."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _replace(source: Path, target: Path, tell: Tell, *, may_dequantise: bool) -> None:
     building = target.with_name(target.name + ".tmp")
     shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
+    building.mkdir()
     try:
         _build(source, building, tell, may_dequantise=may_dequantise)
         shutil.rmtree(target, ignore_errors=True)
         building.rename(target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    tell(1.0)
 
 
 def _build(source: Path, folder: Path, tell: Tell, *, may_dequantise: bool) -> None:

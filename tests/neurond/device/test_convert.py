@@ -42,10 +42,10 @@ class Job:
     def run(self, source: Path, target: Path) -> LinkUp:
         """The last report."""
         self.link.send(Convert(str(source), str(target)))
-        wait_for(self._ended, "the end of the conversion")
+        wait_for(self.ended, "the end of the conversion")
         return self.reports[-1]
 
-    def _ended(self) -> bool:
+    def ended(self) -> bool:
         try:
             while (received := self.link.receive()) is not None:
                 self.reports.append(received[0])  # type: ignore[arg-type]
@@ -81,6 +81,22 @@ def test_a_gguf_file_becomes_a_model_folder(
     assert {(r.model, r.stage) for r in progress} == {(str(target), "converting")}
     assert [r.done for r in progress] == sorted(r.done for r in progress)
     assert progress[-1].done == progress[-1].total == gguf.stat().st_size
+
+
+def test_jobs_of_one_target_take_turns_and_the_second_finds_it_made(
+    gguf: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "converted"
+    jobs = [Job(), Job()]
+    for each in jobs:
+        each.link.send(Convert(str(gguf), str(target)))
+    for each in jobs:
+        wait_for(each.ended, "the end of the conversion")
+    assert [type(each.reports[-1]) for each in jobs] == [Converted, Converted]
+    assert [each.close() for each in jobs] == [0, 0]
+    fewest, most = sorted(len(each.reports) for each in jobs)
+    assert fewest <= 2 < most  # the second had nothing to build
+    assert converted.read(target) is not None
 
 
 def test_the_folder_loads_and_its_tokenizer_and_template_work(

@@ -92,6 +92,5 @@ def test_a_device_that_breaks_while_idle_says_so() -> None:
         rig.order(Inject("nvlink", at_step=0))
         assert rig.wait_exit() == 111
         assert rig.wait_report(Fault).code == 220
-        assert rig.page.read().phase is Phase.PROBE
     finally:
         rig.close()
