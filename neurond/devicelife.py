@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ipc.child import Exit
 from ipc.messages import Fault, Hello
-from ipc.status import Phase
+from ipc.status import PageView, Phase
 from neurond.deviceprocess import DeviceProcess
 from neurond.suspects import Ending, Kill
 
@@ -60,6 +60,12 @@ class Senses:
 
 
 REAL = Senses()
+
+
+def has_given(view: PageView) -> bool:
+    """A token, or the whole of an answer that has none: a vector."""
+    counters = view.counters
+    return bool(counters["emitted_tokens_total"] or counters["requests_finished_total"])
 
 
 class Life:
@@ -164,9 +170,8 @@ class Life:
         )
 
     def is_productive(self) -> bool:
-        """It emitted a token that can be believed."""
-        counters = self.process.view().counters
-        return bool(counters["emitted_tokens_total"]) and not self.is_wrong
+        """It gave something that can be believed."""
+        return has_given(self.process.view()) and not self.is_wrong
 
     @property
     def is_ordered(self) -> bool:

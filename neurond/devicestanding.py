@@ -11,7 +11,7 @@ import time
 
 from ipc.status import PageView
 from neurond.devicehistory import History
-from neurond.devicelife import Life
+from neurond.devicelife import Life, has_given
 from neurond.discovery import DeviceSpec
 from neurond.states import DeviceState
 
@@ -63,6 +63,6 @@ class DeviceStanding:
         return hello.memory_free_bytes if hello else 0
 
     def has_emitted(self) -> bool:
-        """A token, in this life."""
+        """A token or a vector, in this life."""
         view = self.view()
-        return view is not None and bool(view.counters["emitted_tokens_total"])
+        return view is not None and has_given(view)

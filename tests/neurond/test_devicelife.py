@@ -61,3 +61,14 @@ def test_an_idle_device_that_beats_is_not_overdue(shown: Shown) -> None:
         shown.now_s += 9.0
         shown.writer.idle()
         assert not shown.overdue()
+
+
+@pytest.mark.parametrize("what", ["emitted_tokens_total", "requests_finished_total"])
+def test_a_life_is_productive_by_a_token_or_an_answer_without_any(
+    shown: Shown, what: str
+) -> None:
+    assert not shown.life.is_productive()
+    shown.writer.add(what)
+    assert shown.life.is_productive()
+    shown.life.is_wrong = True
+    assert not shown.life.is_productive()
