@@ -159,7 +159,9 @@ class Engine:
         """One forward. Raises DeviceDied when the process can't go on."""
         out = self._expire()
         decided = [(s.worker, self._decide(s)) for s in self._gate.undecided()]
-        out += [(worker, message) for worker, message in decided if message]
+        news = [(worker, message) for worker, message in decided if message]
+        if news:
+            return out + news  # now: the first step of one may be the last of all
         out += self._end_all(self._seats.fill(self._clock()))
         model = self.roster.next_model()
         if model is None:

@@ -61,6 +61,16 @@ def test_who_leaves_while_its_grammar_is_compiled_hears_no_more() -> None:
     host.check_nothing_is_held()
 
 
+def test_who_is_accepted_hears_of_it_before_the_first_forward() -> None:
+    """Which may kill the device: the front end must know that it was taken (S16)."""
+    host = slow()
+    host.ask(1, (3, 4), grammar=GRAMMAR)
+    while not host.messages:
+        host.step(1)
+    assert host.messages == [Accepted(1, 0, 0)]
+    assert host.counter("steps_total") == 0
+
+
 def test_a_deadline_holds_while_a_grammar_is_compiled() -> None:
     host = slow()
     host.ask(1, (3, 4), grammar=GRAMMAR, deadline_s=0.05)
