@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import secrets
+import signal
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,9 @@ import pytest
 SESSION = os.environ.setdefault("CORTEX_TEST_SESSION", secrets.token_hex(8))
 # a title is written over the environment otherwise, and the mark with it
 os.environ["SPT_NOENV"] = "1"
+# a shell without job control has what it runs in the background ignore SIGINT, and
+# children would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 _SHM_BEFORE = set(os.listdir("/dev/shm"))
 _GRACE_S = 5.0
 # A host that is busy is no finding; the timeout of a test bounds its examples too.
