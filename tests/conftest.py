@@ -27,11 +27,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 _SHM_BEFORE = set(os.listdir("/dev/shm"))
 _GRACE_S = 5.0
 # A host that is busy is no finding; the timeout of a test bounds its examples too.
-_PATIENT = {
-    "deadline": None,
-    "suppress_health_check": [hypothesis.HealthCheck.too_slow],
-}
-hypothesis.settings.register_profile("patient", **_PATIENT)
+hypothesis.settings.register_profile(
+    "patient",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("patient")
 
 
