@@ -93,7 +93,6 @@ STARTUPS: Mapping[int, StartUp] = {
         ("mps client failed to connect",),
     ),
 }
-CODES = frozenset(STARTUPS)
 _NUMBER = re.compile(r"\berror (\d{1,3}): ")
 _MISMATCH = re.compile(r"version mismatch", re.IGNORECASE)
 

@@ -151,7 +151,6 @@ REMAP_RECORDED = 63
 REMAP_FAILED = 64
 CLEAN_UP = 45
 DOUBLE_BIT = 48
-NVLINK = 74
 WITH_DOUBLE_BIT = frozenset({63, 64, 95})
 """Beside a 48, a reset is needed whatever the recovery action says."""
 

@@ -36,7 +36,7 @@ hypothesis.settings.load_profile("patient")
 
 
 def _session_processes() -> list[str]:
-    """Title of every other process that carries this session's mark."""
+    """Title of every other process that carries the mark of this run."""
     mark = f"CORTEX_TEST_SESSION={SESSION}".encode()
     found = []
     for entry in Path("/proc").iterdir():

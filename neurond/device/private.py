@@ -48,13 +48,13 @@ class PrivateModel:
         """There are none."""
 
     def copy_page(self, source: int, target: int, num_tokens: int) -> None:
-        raise NotImplementedError("pages of this model are not shared")
+        raise AssertionError("pages of this model are not shared")
 
     def save_state(self, sequence: Sequence) -> Any:
-        raise NotImplementedError("states of this model are not shared")
+        raise AssertionError("states of this model are not shared")
 
     def load_state(self, sequence: Sequence, state: Any) -> None:
-        raise NotImplementedError("states of this model are not shared")
+        raise AssertionError("states of this model are not shared")
 
     def _compute(self, work: Work) -> Logits:
         sequence = work.sequence

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from neurond.startups import CODES, STARTUPS, Retry, code_of, is_mismatch, of_nvml
+from neurond.startups import STARTUPS, Retry, code_of, is_mismatch, of_nvml
 
 INIT = "RuntimeError: Unexpected error from cudaGetDeviceCount(). Did you run some cuda"
 
@@ -33,7 +33,7 @@ def test_s39_each_start_up_code_says_whether_to_try_again(
 
 
 def test_these_are_all() -> None:
-    assert {3, 35, 46, 100, 127, 802, 803, 804, 805} == CODES
+    assert {3, 35, 46, 100, 127, 802, 803, 804, 805} == set(STARTUPS)
 
 
 @pytest.mark.parametrize(
